@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -206,8 +207,18 @@ def test_rm_retires_what_others_need_only_when_told_to(store: Store):
         run("rm", store.path, "birds")
     told = as_json("rm", store.path, "birds", "--retire")
     assert told == {"task": "birds", "deleted": [canary], "retired": [stable]}
-    with pytest.raises(TaskpackError, match="is labelled stable: take the label away"):
-        run("rm", store.path, "owls", "--version", store.resolve("owls").version)
+
+
+def test_rm_of_a_labelled_version_says_the_commands_that_take_its_labels_away(store: Store):
+    version = store.resolve("owls").version
+    run("label", store.path, "owls", "canary", "stable")
+    with pytest.raises(TaskpackError, match="is labelled canary and stable: take the label away") as caught:
+        run("rm", store.path, "owls", "--version", version)
+    said = re.findall(r"`taskpack label STORE ([^`]*)`", str(caught.value))
+    assert len(said) == 2
+    for arguments in said:
+        run("label", store.path, *arguments.split())
+    assert as_json("rm", store.path, "owls", "--version", version)["deleted"] == [version]
 
 
 def test_label_moves_and_removes_a_label(store: Store):
