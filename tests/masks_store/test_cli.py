@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -70,12 +71,15 @@ def test_ls_prints_one_plain_line_per_task_where_nobody_watches(store: Store):
     ]
 
 
-def test_ls_of_an_empty_store_says_how_to_add_a_task(tmp_path: Path):
-    new_store(tmp_path / "store").close()
-    result = run("ls", tmp_path / "store")
+@pytest.mark.parametrize(("keep", "method"), [(0.0, "packnet"), (0.5, "packnet"), (1.0, "clr")])
+def test_ls_of_an_empty_store_says_how_to_add_a_task(tmp_path: Path, keep: float, method: str):
+    path = tmp_path / "my store"
+    new_store(path, keep).close()
+    result = run("ls", path)
     assert (result.exit_code, result.stdout) == (0, "")
-    assert "taskpack train" in result.stderr
-    assert as_json("ls", tmp_path / "store")["tasks"] == []
+    words = shlex.split(result.stderr.partition("add one: ")[2])
+    assert words == ["taskpack", "train", str(path), "NAME", "--data", "SOURCE", "--method", method]
+    assert as_json("ls", path)["tasks"] == []
 
 
 def test_ls_as_json_has_every_task_with_full_digests(store: Store):
