@@ -58,7 +58,7 @@ _machine = _options(
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
     click.option("--threads", type=int, help="Threads of CPU arithmetic.  [default: as torch has it]"),
     click.option("--seed", type=int, default=0, show_default=True, help="Of everything that is random."),
-    click.option("--skip-broken", is_flag=True, help="Leave broken pictures out instead of refusing the source."),
+    click.option("--skip-broken", is_flag=True, help="Leave out broken pictures and copies over splits."),
     click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout."),
 )
 
