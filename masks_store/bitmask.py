@@ -197,47 +197,44 @@ def _decode_gaps(payload: memoryview, coded: Coded) -> Bits:
         raise FormatError(f"{count} gaps of {shift} low bits take {size} bytes, the mask has {len(payload) - 1}")
     low = _LowBits(np.frombuffer(payload[1 : 1 + size], np.uint8), shift, count)
     out = np.full(coded.bits, inverted)
-    done, high, open_ended = 0, 0, False
+    done, position, open_ended = 0, -1, False
     # Every high part ends in one byte below the escape, and every escape moves on by 255 << shift positions.
     for piece in _inflate(payload[1 + size :], count + (coded.bits >> shift) // _ESCAPE):
         data = np.frombuffer(piece, np.uint8)
-        highs = np.cumsum(data, dtype=np.int64) + high  # of all gaps up to here
-        high, open_ended = int(highs[-1]), data[-1] == _ESCAPE
-        ends = np.flatnonzero(data != _ESCAPE)
-        if done + ends.size > count:
+        ends = np.flatnonzero(data != _ESCAPE) if _ESCAPE in data else slice(None)
+        steps = data.astype(np.int64) << shift
+        ended = steps[ends].size
+        if done + ended > count:
             raise FormatError(f"the mask has more gaps than the {count} that its manifest says")
-        if high << shift > coded.bits:
+        steps[ends] += 1 + low.take(ended)
+        reached = np.cumsum(steps, out=steps)
+        reached += position
+        position, open_ended = int(reached[-1]), data[-1] == _ESCAPE
+        if position >= coded.bits:
             raise FormatError(f"the mask's gaps lead past its {coded.bits} bits")
-        if ends.size:
-            whole = highs if ends.size == highs.size else highs[ends]
-            positions = (whole << shift) + low.sums(ends.size) + np.arange(done, done + ends.size)
-            if positions[-1] >= coded.bits:
-                raise FormatError(f"the mask's gaps lead past its {coded.bits} bits")
-            out[positions] = not inverted
-            done += ends.size
+        out[reached[ends]] = not inverted
+        done += ended
     if done != count or open_ended:
         raise FormatError(f"the mask has {done} whole gaps, its manifest says {count}")
     return out
 
 
 class _LowBits:
-    """Reads the low bits of one gap after the other, as running sums."""
+    """Reads the low bits of one gap after the other."""
 
     def __init__(self, packed: Bytes, shift: int, count: int) -> None:
         padding = packed.size * 8 - shift * count
         if padding and packed[-1] & ((1 << padding) - 1):
             raise FormatError(f"the {padding} padding bits after the mask's low bits are not all zero")
-        self._packed, self._shift = packed, shift
-        self._done, self._sum = 0, 0
+        self._packed, self._shift, self._done = packed, shift, 0
 
-    def sums(self, count: int) -> NDArray[np.int64]:
-        """Sums of all low parts up to each of the next `count` gaps, int64 [count]."""
+    def take(self, count: int) -> NDArray[np.int64]:
+        """The low parts of the next `count` gaps, int64 [count]."""
         begin, end = self._done * self._shift, (self._done + count) * self._shift
+        self._done += count
         bits = np.unpackbits(self._packed[begin // 8 : (end + 7) // 8])[begin % 8 :][: end - begin]
-        low = np.zeros(count, np.int64)
-        for plane in bits.reshape(count, self._shift).T:  # most significant first
+        low = np.zeros(count, np.uint8 if self._shift <= 8 else np.int64)
+        for plane in range(self._shift):  # most significant first
             low <<= 1
-            low |= plane
-        sums = np.cumsum(low) + self._sum
-        self._done, self._sum = self._done + count, int(sums[-1])
-        return sums
+            low |= bits[plane :: self._shift]
+        return low.astype(np.int64)

@@ -262,7 +262,7 @@ def _mask_sizes(masks: dict[str, int]) -> str:
         return "none"
     return (
         f"{masks['ones']:,} weights: {masks['raw']:,} bytes raw, {masks['coded']:,} coded, "
-        f"{masks['entropy_bound']:,} at the entropy bound"
+        f"{masks['entropy_bound']:,} at the entropy bound of independent bits"
     )
 
 

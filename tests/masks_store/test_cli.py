@@ -124,7 +124,7 @@ def test_show_tells_raw_coded_and_entropy_bound_bytes_of_the_masks(store: Store)
         bound += bitmask.entropy_bound(info.bits, info.ones)
         ones += info.ones
     assert version["masks"] == {"raw": raw, "coded": coded, "entropy_bound": round(bound), "ones": ones}
-    assert f"{raw:,} bytes raw, {coded:,} coded, {round(bound):,} at the entropy bound" in printed(
+    assert f"{raw:,} bytes raw, {coded:,} coded, {round(bound):,} at the entropy bound of independent bits" in printed(
         "show", store.path, "owls"
     )
     assert as_json("show", store.path, "art")["versions"][0]["masks"]["ones"] == 0
