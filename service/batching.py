@@ -158,11 +158,11 @@ class Batcher:
         """
         while True:
             with self._changed:
-                while not self._closed and not (ripe := self._ripe()):
+                while not self._closed and not self._ripe():
                     self._changed.wait(self._until_ripe())
                 if self._closed:
                     return None
-                batch, late = self._compose(self._choose(ripe, loaded))
+                batch, late = self._compose(self._choose(self._ripe(), loaded))
             for request in late:
                 request.done(DeadlinePassed("the deadline passed before the request's turn came"))
             if batch:
