@@ -112,6 +112,7 @@ class Serving:
             readers=count + 1,  # the workers, and a registration's probe before they run
             kernels=kernels,
         )
+        log.info("views and adapters are computed by %s", self._engine.computes)
         self._batcher = Batcher(max_batch=max_batch, limit_s=queue_limit_s, workers=count)
         self._workers = Workers(self._engine, self._batcher, count, worker_threads)
         self._residency = Residency(store, self._engine, host_bytes=host, overlay_bytes=overlays)
