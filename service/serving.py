@@ -114,6 +114,7 @@ class Serving:
             readers=count + 1,  # the workers, and a registration's probe before they run
             kernels=kernels,
         )
+        log.info("views and adapters are computed by %s", self._engine.computes)
         delay = max_delay_s if found.type == "cuda" else 0.0
         self._batcher = Batcher(max_batch=max_batch, limit_s=queue_limit_s, workers=count, delay_s=delay)
         self._workers = Workers(self._engine, self._batcher, count, worker_threads)

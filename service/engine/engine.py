@@ -19,15 +19,16 @@ from torch.nn import functional as F
 
 from masks_store import Backbone, Claim, InvalidInput, Overlay, normalise, plain_arithmetic
 
+from .compiled import compiled, describe
 from .forward import Body, Segment, features
 from .layout import DTYPES, Weights, own_key, own_weights
 from .operators import Kernels
-from .overlay import DeviceOverlay, frame_of, size_of
+from .overlay import DeviceOverlay, frame_of
 from .program import Conv, trace
 from .shared import Shared
 from .slots import Slots
 
-BUILD = "folded-1"
+BUILD = "folded-2"
 """Changes whenever the engine may compute other numbers: cached probe results are kept under it."""
 
 Pictures = npt.NDArray[np.uint8]
@@ -57,6 +58,7 @@ class Engine:
         readers: threads that run forwards at once.
         kernels: the operators to compute with.
         onednn: whether to use oneDNN's own order of the weights where that can be shown to be safe.
+        native: whether tasks' adapters and norms are computed by the C function, on a CPU and where it is built.
 
     Raises:
         InvalidInput: no such device, or a network that cannot be traced.
@@ -71,6 +73,7 @@ class Engine:
         readers: int = 1,
         kernels: Kernels | None = None,
         onednn: bool = True,
+        native: bool = True,
     ) -> None:
         self.device = find_device(device)
         self.backbone = backbone
@@ -84,15 +87,25 @@ class Engine:
         self._own_weights: weakref.WeakValueDictionary[str, Weights] = weakref.WeakValueDictionary()
         self._frame = frame_of(program, backbone, self.device)
         constants = {index: backbone.tensors[name].to(self.device) for index, name in program.constants.items()}
+        self._compiled = native and self.device.type == "cpu" and compiled() is not None
         self._bodies = {
-            dtype: Body(self._frame, self._frame.layers(None, dtype, folds=False), constants) for dtype in DTYPES
+            dtype: Body(self._frame, self._frame.layers(None, dtype, folds=False, compiled=self._compiled), constants)
+            for dtype in DTYPES
         }
         self._onednn = onednn
 
     @property
     def build(self) -> str:
         """Names all that the numbers depend on besides the device and the dtype."""
-        return f"{BUILD}{'' if self._onednn else ' plain'} torch-{torch.__version__}"
+        kinds = f"{'' if self._onednn else ' plain'}{' native' if self._compiled else ''}"
+        return f"{BUILD}{kinds} torch-{torch.__version__}"
+
+    @property
+    def computes(self) -> str:
+        """Who writes views and computes adapters, and why, for people."""
+        if self.device.type != "cpu":
+            return "torch's operators, on a GPU"
+        return describe()
 
     @property
     def device_name(self) -> str:
@@ -122,16 +135,27 @@ class Engine:
             weights: parameter name -> float32 weight, of a smaller network of its own (`masks_store.cut_view`) or of a
                 view that is in no pool yet (`masks_store.View.weights`).
         """
-        layers = self._frame.layers(overlay, dtype, folds=folds, onednn=self.shared.layout(dtype).onednn)
+        layers = self._frame.layers(overlay, dtype, folds=folds, compiled=self._compiled)
         head = (overlay.head_weight, overlay.head_bias)
         head_weight, head_bias = (tensor.to(self.device, torch.float32).contiguous() for tensor in head)
         own = None if weights is None else self._own(weights, layers.scales, dtype)
-        return DeviceOverlay(version, layers, folds, head_weight, head_bias, size_of(overlay), shown, own)
+        return DeviceOverlay(
+            version,
+            layers,
+            folds,
+            head_weight,
+            head_bias,
+            layers.nbytes + head_weight.nbytes + head_bias.nbytes,
+            shown,
+            own,
+        )
 
     def bare(self, head: Tensor, dtype: str) -> DeviceOverlay:
         """The backbone alone under a head float32 [rows, features]: to warm up with, or to project features."""
         head, bias = head.to(self.device, torch.float32).contiguous(), torch.zeros(len(head), device=self.device)
-        return DeviceOverlay("bare", self._frame.layers(None, dtype, folds=True), True, head, bias, head.nbytes)
+        return DeviceOverlay(
+            "bare", self._frame.layers(None, dtype, folds=True, compiled=self._compiled), True, head, bias, head.nbytes
+        )
 
     def claim(self, version: str, claim: Claim, values: Mapping[str, Tensor]) -> None:
         """Write a version's claim into the pool; changes no bit that another task reads."""

@@ -108,12 +108,6 @@ def reordered(weight: Tensor, conv: Conv, size: tuple[int, int]) -> Tensor:
     return reorder(weight.contiguous(), *geometry, [8, channels, *size])
 
 
-def reordered_taps(taps: Tensor) -> Tensor:
-    """An adapter's depthwise kernels [C, 1, 3, 3] in the order that oneDNN wants."""
-    reorder = torch.ops.mkldnn._reorder_convolution_weight
-    return reorder(taps.contiguous(), [1, 1], [1, 1], [1, 1], len(taps), None)
-
-
 def memory_of(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """The memory of an opaque oneDNN tensor, as [its length]; valid as long as the tensor lives."""
     length = torch.ops.mkldnn._nbytes(tensor)
@@ -248,11 +242,6 @@ class Layout:
     places: Mapping[str, Place]
     offsets: Mapping[str, int]
     total: int
-
-    @property
-    def onednn(self) -> frozenset[str]:
-        """The parameters that lie as oneDNN wants them."""
-        return frozenset(name for name, place in self.places.items() if isinstance(place, OneDNN))
 
     @property
     def nbytes(self) -> int:

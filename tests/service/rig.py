@@ -172,9 +172,10 @@ def rig(
     dtype: str = "fp32",
     device: str = "cpu",
     onednn: bool = True,
+    native: bool = True,
 ) -> Rig:
     """A rig with one task of each kind."""
-    engine = Engine(backbone, device=device, slot_bytes=slot_bytes, kernels=kernels, onednn=onednn)
+    engine = Engine(backbone, device=device, slot_bytes=slot_bytes, kernels=kernels, onednn=onednn, native=native)
     made = Rig(backbone, engine, dtype)
     for name, lineage in lineages(backbone, kinds).items():
         made.add(name, lineage)
