@@ -26,9 +26,14 @@ from .overlay import DeviceOverlay, frame_of, size_of
 from .program import Conv, trace
 from .shared import Shared
 from .slots import Slots
+from .stages import Stage, Stages
+from .ways import Ways, find_ways, settle
 
 BUILD = "folded-1"
 """Changes whenever the engine may compute other numbers: cached probe results are kept under it."""
+
+VIEWS = 8
+"""Most float32 views that are kept where forwards are recorded."""
 
 Pictures = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
@@ -57,6 +62,8 @@ class Engine:
         readers: threads that run forwards at once.
         kernels: the operators to compute with.
         onednn: whether to use oneDNN's own order of the weights where that can be shown to be safe.
+        ways: a GPU's fast ways; by default those that are found good on the device.
+        graph_bytes: device memory for recorded forwards; by default an eighth of what is free.
 
     Raises:
         InvalidInput: no such device, or a network that cannot be traced.
@@ -71,14 +78,21 @@ class Engine:
         readers: int = 1,
         kernels: Kernels | None = None,
         onednn: bool = True,
+        ways: Ways | None = None,
+        graph_bytes: int | None = None,
     ) -> None:
         self.device = find_device(device)
+        self.ways = find_ways(self.device) if ways is None else ways
         self.backbone = backbone
         program = trace(backbone.shape_only())
         self._convs = {step.weight: step for step in program.steps if isinstance(step, Conv)}
         self._sizes = _sizes(backbone, self._convs)
-        self.shared = Shared(backbone, self.device, self._convs, self._sizes, onednn=onednn)
+        self.shared = Shared(backbone, self.device, self._convs, self._sizes, onednn=onednn, ways=self.ways)
+        if self.ways.capture is not None:  # a miss costs one launch, a view in a slot recordings of its own
+            slot_bytes = min(slot_bytes, VIEWS * self.shared.layout("fp32").nbytes)
         self.slots = Slots(self.shared, slot_bytes, readers)
+        side, room = backbone.manifest.image_size, graph_bytes if graph_bytes is not None else _an_eighth(self.device)
+        self._stages = Stages(self.device, side, self.ways.capture, room)
         self._kernels = kernels or Kernels()
         # alive in overlays:
         self._own_weights: weakref.WeakValueDictionary[str, Weights] = weakref.WeakValueDictionary()
@@ -126,12 +140,15 @@ class Engine:
         head = (overlay.head_weight, overlay.head_bias)
         head_weight, head_bias = (tensor.to(self.device, torch.float32).contiguous() for tensor in head)
         own = None if weights is None else self._own(weights, layers.scales, dtype)
+        settle(self.device)
         return DeviceOverlay(version, layers, folds, head_weight, head_bias, size_of(overlay), shown, own)
 
     def bare(self, head: Tensor, dtype: str) -> DeviceOverlay:
         """The backbone alone under a head float32 [rows, features]: to warm up with, or to project features."""
         head, bias = head.to(self.device, torch.float32).contiguous(), torch.zeros(len(head), device=self.device)
-        return DeviceOverlay("bare", self._frame.layers(None, dtype, folds=True), True, head, bias, head.nbytes)
+        layers = self._frame.layers(None, dtype, folds=True)
+        settle(self.device)
+        return DeviceOverlay("bare", layers, True, head, bias, head.nbytes)
 
     def claim(self, version: str, claim: Claim, values: Mapping[str, Tensor]) -> None:
         """Write a version's claim into the pool; changes no bit that another task reads."""
@@ -175,14 +192,15 @@ class Engine:
         order = sorted(range(len(tasks)), key=lambda i: (tasks[i].layers.key, tasks[i].version))
         counts = [len(images[i]) for i in order]
         starts = np.concatenate([[0], np.cumsum(counts)]).tolist()
-        with torch.inference_mode(), plain_arithmetic() if self.device.type == "cuda" else nullcontext():
-            batch = torch.from_numpy(np.concatenate([images[i] for i in order]))  # uint8 [N, H, W, 3]
-            pixels = batch.to(self.device).permute(0, 3, 1, 2)  # [N, 3, H, W], channels last in memory
-            inputs = normalise(pixels, self.backbone.manifest.preprocess).to(DTYPES[dtype])
-            segments = _segments([tasks[i] for i in order], starts)
-            body, folded = self._bodies[dtype], tasks[0].folds
-            rows = features(body, weights.tensors, segments, inputs, self._kernels, folded=folded)
-            rows = rows.float()  # [N, features]
+        stage = self._stages.of(weights)
+        arithmetic = plain_arithmetic() if self.device.type == "cuda" else nullcontext()
+        # The stage is held until the answer is on the host: what it computes with is free for others only then.
+        with torch.inference_mode(), arithmetic, stage.held(), stage.queue():
+            parts, own = [images[i] for i in order], [tasks[i] for i in order]
+            rows = self._recorded(stage, weights, dtype, parts, own)  # [N, features]
+            if rows is None:
+                pixels = torch.from_numpy(np.concatenate(parts)).to(self.device)  # uint8 [N, H, W, 3]
+                rows = self._features(weights.tensors, dtype, pixels, _segments(own, starts), folded=own[0].folds)
             spans: list[tuple[int, int, DeviceOverlay]] = []  # rows [start, stop) of each task
             for _, group in groupby(range(len(order)), key=lambda at: tasks[order[at]].version):
                 at = list(group)
@@ -195,6 +213,40 @@ class Engine:
             flat = flat[logits.numel() :]
         return _per_request(by_row, spans, order, starts)
 
+    def _features(
+        self,
+        weights: Mapping[str, Tensor],
+        dtype: str,
+        pixels: Tensor,
+        segments: Sequence[Segment],
+        *,
+        folded: bool,
+    ) -> Tensor:
+        """uint8 [N, H, W, 3] -> float32 [N, features]."""
+        images = normalise(pixels.permute(0, 3, 1, 2), self.backbone.manifest.preprocess)  # channels last in memory
+        inputs = images.to(DTYPES[dtype])
+        return features(self._bodies[dtype], weights, segments, inputs, self._kernels, folded=folded).float()
+
+    def _recorded(
+        self, stage: Stage, weights: Weights, dtype: str, images: Sequence[Pictures], tasks: Sequence[DeviceOverlay]
+    ) -> Tensor | None:
+        """float32 [N, features] from a recorded forward; None where this batch has none."""
+        layers, tensors = tasks[0].layers, weights.tensors
+        if not tasks[0].folds or layers.behind:  # norms of its own before the convolutions: not in its weights
+            return None
+
+        def compute(pixels: Tensor, given: Tensor) -> Tensor:
+            segment = Segment(0, len(pixels), layers.with_biases(given))
+            return self._features(tensors, dtype, pixels, [segment], folded=True)
+
+        given = torch.empty(0, device=self.device) if layers.bias_table is None else layers.bias_table
+        return self._stages.run(stage, "folded", dtype, images, given, compute)
+
+    @property
+    def recorded_bytes(self) -> int:
+        """Bytes of device memory that recorded forwards take now."""
+        return self._stages.nbytes
+
     def resident(self, sight: Sight, dtype: str) -> bool:
         """Whether the weights of this sight are loaded; a task that folds another norm may still need a view made."""
         return sight.key == self.backbone.digest or self.slots.holds(sight.key, dtype)
@@ -205,10 +257,14 @@ class Engine:
         base = sight.key == self.backbone.digest
         if base and not task.folds:
             return nullcontext(self.shared.base(dtype))
-        norm, scales = (f"norm {task.layers.key}", task.layers.scales) if task.folds else ("", {})
-        return self.slots.view(
-            (sight.key, norm), dtype, lambda out: self.shared.fill(out, dtype, task.shown, scales, base=base)
-        )
+        norm = f"norm {task.layers.key}" if task.folds else ""
+        return self.slots.view((sight.key, norm), dtype, lambda out: self._fill(out, dtype, task, base=base))
+
+    def _fill(self, out: Weights, dtype: str, task: DeviceOverlay, *, base: bool) -> None:
+        layers = task.layers
+        scales, table = (layers.scales, layers.scale_table) if task.folds else ({}, None)
+        with torch.inference_mode(), self._stages.of(out).queue():
+            self.shared.fill(out, dtype, task.shown, scales, base=base, scale_table=table)
 
     def _own(self, weights: Mapping[str, Tensor], scales: Mapping[str, Tensor], dtype: str) -> Weights:
         def scaled(name: str, weight: Tensor) -> Tensor:
@@ -240,6 +296,10 @@ def find_device(name: str) -> torch.device:
     if int(index or 0) >= gpus:
         raise InvalidInput(f"device {name!r} is not there: this machine has {gpus} usable GPU(s); try --device cpu")
     return torch.device("cuda", int(index or 0))
+
+
+def _an_eighth(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] // 8 if device.type == "cuda" else 0
 
 
 def _per_request(

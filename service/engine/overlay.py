@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -64,12 +64,23 @@ class Layers:
             where not named.
         scales: parameter name -> float32 [O], what the norm behind a layer multiplies its weight with.
         biases: parameter name of the weight -> [O] in the compute dtype: bias and norm behind the weight so multiplied.
+        scale_table: float32, `scales` of every shared layer in their order, with ones where a layer has none; of a
+            smaller network those that it has. `scales` are parts of it. None where nothing is multiplied.
+        bias_table: every bias of `biases` in their order, which are parts of it. None where there is none.
     """
 
     key: str
     behind: Mapping[str, Behind]
     scales: Mapping[str, Tensor]
     biases: Mapping[str, Tensor | None]
+    scale_table: Tensor | None = None
+    bias_table: Tensor | None = None
+
+    def with_biases(self, table: Tensor) -> Layers:
+        """The same with the biases read from `table`, which holds what `bias_table` does."""
+        named = {name: bias for name, bias in self.biases.items() if bias is not None}
+        parts = dict(zip(named, table.split([len(bias) for bias in named.values()]), strict=True))
+        return replace(self, biases={name: parts.get(name) for name in self.biases}, bias_table=table)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,11 +117,13 @@ class Frame:
         program: the traced network.
         norms: module name -> the backbone's norm.
         biases: parameter name -> the backbone's bias, float32.
+        channels: parameter name -> output channels, of every shared layer.
     """
 
     program: Program
     norms: Mapping[str, NormTensors]
     biases: Mapping[str, Tensor]
+    channels: Mapping[str, int]
 
     def layers(
         self, overlay: Overlay | None, dtype: str, *, folds: bool, onednn: Collection[str] = frozenset()
@@ -139,7 +152,27 @@ class Frame:
                     scales[step.weight] = scale
             elif isinstance(step, Conv | Linear) and folding.brings_any(step):
                 behind[step.module] = folding.behind(step)
-        return Layers("" if overlay is None else _key(overlay), behind, scales, biases)
+        scale_table, scales = self._scale_table(scales, device)
+        bias_table, own = _table({name: bias for name, bias in biases.items() if bias is not None})
+        key = "" if overlay is None else _key(overlay)
+        return Layers(key, behind, scales, {name: own.get(name) for name in biases}, scale_table, bias_table)
+
+    def _scale_table(
+        self, scales: Mapping[str, Tensor], device: torch.device
+    ) -> tuple[Tensor | None, Mapping[str, Tensor]]:
+        if not scales:
+            return None, {}
+        ones = {name: torch.ones(count, device=device) for name, count in self.channels.items() if name not in scales}
+        table, parts = _table({name: scales[name] if name in scales else ones[name] for name in self.channels})
+        return table, {name: part for name, part in parts.items() if name in scales}
+
+
+def _table(parts: Mapping[str, Tensor]) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """One tensor of all, and its parts."""
+    if not parts:
+        return None, {}
+    table = torch.cat(list(parts.values()))
+    return table, dict(zip(parts, table.split([len(part) for part in parts.values()]), strict=True))
 
 
 class _Folding:
@@ -214,7 +247,8 @@ def frame_of(program: Program, backbone: Backbone, device: torch.device) -> Fram
 
     norms = {module: NormTensors(*(full(f"{module}.{field}") for field in NORM_FIELDS)) for module in backbone.eps}
     steps = [step for step in program.steps if isinstance(step, Conv | Linear)]
-    return Frame(program, norms, {step.bias: full(step.bias) for step in steps if step.bias is not None})
+    channels = {name: len(kept) for name, kept in backbone.kept.items()}
+    return Frame(program, norms, {step.bias: full(step.bias) for step in steps if step.bias is not None}, channels)
 
 
 def size_of(overlay: Overlay) -> int:

@@ -1,0 +1,51 @@
+"""The fast ways of a GPU that are in use; each that is None is done in plain torch instead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .stages import Capture
+
+
+class WriteView(Protocol):
+    """Writes a whole view in one launch: where(bit, source x scale, +0.0), as `masking.write` does layer by layer."""
+
+    def __call__(
+        self, out: Tensor, source: Tensor, bits: Tensor | None, scale: Tensor | None, blocks: Tensor
+    ) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """What an engine does better than torch's operators one by one.
+
+    Attributes:
+        masking: writes a view in one launch.
+        capture: records a forward, to be replayed in one launch.
+    """
+
+    masking: WriteView | None = None
+    capture: Capture | None = None
+
+
+def find_ways(device: torch.device) -> Ways:
+    """What was tried on this device, now, and found to agree with plain torch; nothing on a CPU."""
+    if device.type != "cuda":
+        return Ways()
+    from .gpu.checks import checked
+
+    return checked(device)
+
+
+def settle(device: torch.device) -> None:
+    """Wait until what this thread has begun on the device is there for every other stream."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+
+
+__all__ = ["Ways", "WriteView", "find_ways", "settle"]
