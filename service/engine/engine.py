@@ -17,16 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from masks_store import Backbone, Claim, InvalidInput, Overlay, normalise, plain_arithmetic
+from masks_store import Backbone, Claim, InvalidInput, Overlay, adapter_sites, plain_arithmetic
 
 from .forward import Body, Segment, features
 from .layout import DTYPES, Weights, own_key, own_weights
 from .operators import Kernels
 from .overlay import DeviceOverlay, frame_of, size_of
 from .program import Conv, trace
+from .rows import Row, RowForm, Rows, addresses_of
 from .shared import Shared
 from .slots import Slots
-from .stages import Stage, Stages
+from .stages import Stage, Stages, bucket_of
 from .ways import Ways, find_ways, settle
 
 BUILD = "folded-1"
@@ -93,10 +94,12 @@ class Engine:
         self.slots = Slots(self.shared, slot_bytes, readers)
         side, room = backbone.manifest.image_size, graph_bytes if graph_bytes is not None else _an_eighth(self.device)
         self._stages = Stages(self.device, side, self.ways.capture, room)
-        self._kernels = kernels or Kernels()
+        self._kernels = kernels or self.ways.kernels or Kernels()
         # alive in overlays:
         self._own_weights: weakref.WeakValueDictionary[str, Weights] = weakref.WeakValueDictionary()
         self._frame = frame_of(program, backbone, self.device)
+        body = backbone.shape_only()
+        self._forms = [self._frame.row_form(adapter_sites(body, full=full).keys()) for full in (False, True)]
         constants = {index: backbone.tensors[name].to(self.device) for index, name in program.constants.items()}
         self._bodies = {
             dtype: Body(self._frame, self._frame.layers(None, dtype, folds=False), constants) for dtype in DTYPES
@@ -140,8 +143,15 @@ class Engine:
         head = (overlay.head_weight, overlay.head_bias)
         head_weight, head_bias = (tensor.to(self.device, torch.float32).contiguous() for tensor in head)
         own = None if weights is None else self._own(weights, layers.scales, dtype)
+        row = None if folds or self._kernels.rows is None else self._row(overlay)
+        size = size_of(overlay) + (0 if row is None else row.numbers.nbytes)
         settle(self.device)
-        return DeviceOverlay(version, layers, folds, head_weight, head_bias, size_of(overlay), shown, own)
+        return DeviceOverlay(version, layers, folds, head_weight, head_bias, size, shown, own, row)
+
+    def _row(self, overlay: Overlay) -> Row | None:
+        """In the smallest form that has room for its adapters."""
+        form = next((form for form in self._forms if overlay.adapter.keys() <= form.tapped), None)
+        return None if form is None else self._frame.row(overlay, form)
 
     def bare(self, head: Tensor, dtype: str) -> DeviceOverlay:
         """The backbone alone under a head float32 [rows, features]: to warm up with, or to project features."""
@@ -162,7 +172,8 @@ class Engine:
     def run(self, sight: Sight, dtype: str, images: Sequence[Pictures], tasks: Sequence[DeviceOverlay]) -> list[Logits]:
         """Answer requests whose tasks see the same shared weights: one forward for all that can share it.
 
-        Tasks that fold share one with those of the same norm, the others all with one another.
+        Tasks that fold share one with those of the same norm, the others all with one another; on a GPU with those
+        whose rows are of one form.
 
         Args:
             sight: what they see.
@@ -173,9 +184,10 @@ class Engine:
         Returns:
             float32 [n, classes] per request, in their order.
         """
-        shares: dict[str | None, list[int]] = {}
+        shares: dict[str | RowForm | None, list[int]] = {}
         for i, task in enumerate(tasks):
-            shares.setdefault(task.layers.key if task.folds else None, []).append(i)
+            form = None if task.row is None else task.row.form
+            shares.setdefault(task.layers.key if task.folds else form, []).append(i)
         answers: list[Logits] = [np.empty((0, 0), np.float32)] * len(tasks)
         for members in shares.values():
             own = [tasks[i] for i in members]
@@ -202,16 +214,31 @@ class Engine:
                 pixels = torch.from_numpy(np.concatenate(parts)).to(self.device)  # uint8 [N, H, W, 3]
                 rows = self._features(weights.tensors, dtype, pixels, _segments(own, starts), folded=own[0].folds)
             spans: list[tuple[int, int, DeviceOverlay]] = []  # rows [start, stop) of each task
-            for _, group in groupby(range(len(order)), key=lambda at: tasks[order[at]].version):
+            for _, group in groupby(range(len(order)), key=lambda at: own[at].version):
                 at = list(group)
-                spans.append((starts[at[0]], starts[at[-1] + 1], tasks[order[at[0]]]))
-            heads = [F.linear(rows[a:b], task.head_weight, task.head_bias) for a, b, task in spans]  # [n, classes] each
-            flat = torch.cat([logits.reshape(-1) for logits in heads]).cpu().numpy()  # one transfer
+                spans.append((starts[at[0]], starts[at[-1] + 1], own[at[0]]))
+            by_row = self._logits(rows, spans)
+        return _per_request(by_row, spans, order, starts)
+
+    def _logits(self, rows: Tensor, spans: Sequence[tuple[int, int, DeviceOverlay]]) -> list[Logits]:
+        """float32 [N, features] and the rows of each task -> its logits, on the host; one transfer."""
+        if self._kernels.rows is not None and len(spans) > 1:
+            counts, tasks = [b - a for a, b, _ in spans], [task for _, _, task in spans]
+            weights = addresses_of([task.head_weight for task in tasks], counts, len(rows))
+            biases = addresses_of([task.head_bias for task in tasks], counts, len(rows))
+            classes = torch.tensor([len(task.head_bias) for task in tasks]).repeat_interleave(torch.tensor(counts))
+            # int64 [3, N]
+            given = torch.stack([weights, biases, classes]).to(self.device)
+            most = int(classes.max())
+            all_ = self._kernels.rows.heads(rows, given[0], given[1], given[2], most).cpu().numpy()  # [N, most]
+            return [all_[a:b, : len(task.head_bias)] for a, b, task in spans]
+        heads = [F.linear(rows[a:b], task.head_weight, task.head_bias) for a, b, task in spans]  # [n, classes] each
+        flat = torch.cat([logits.reshape(-1) for logits in heads]).cpu().numpy()
         by_row: list[Logits] = []
         for logits in heads:
             by_row.append(flat[: logits.numel()].reshape(tuple(logits.shape)))
             flat = flat[logits.numel() :]
-        return _per_request(by_row, spans, order, starts)
+        return by_row
 
     def _features(
         self,
@@ -220,27 +247,43 @@ class Engine:
         pixels: Tensor,
         segments: Sequence[Segment],
         *,
-        folded: bool,
+        folded: bool = False,
+        rows: Rows | None = None,
     ) -> Tensor:
         """uint8 [N, H, W, 3] -> float32 [N, features]."""
-        images = normalise(pixels.permute(0, 3, 1, 2), self.backbone.manifest.preprocess)  # channels last in memory
-        inputs = images.to(DTYPES[dtype])
-        return features(self._bodies[dtype], weights, segments, inputs, self._kernels, folded=folded).float()
+        inputs = self._kernels.pixels(pixels, self.backbone.manifest.preprocess, DTYPES[dtype])
+        body = self._bodies[dtype]
+        return features(body, weights, segments, inputs, self._kernels, folded=folded, rows=rows).float()
 
     def _recorded(
         self, stage: Stage, weights: Weights, dtype: str, images: Sequence[Pictures], tasks: Sequence[DeviceOverlay]
     ) -> Tensor | None:
-        """float32 [N, features] from a recorded forward; None where this batch has none."""
-        layers, tensors = tasks[0].layers, weights.tensors
-        if not tasks[0].folds or layers.behind:  # norms of its own before the convolutions: not in its weights
+        """float32 [N, features] from a recorded forward, or from a batch of rows; None where this batch is neither."""
+        counts = [len(part) for part in images]
+        layers, tensors, row = tasks[0].layers, weights.tensors, tasks[0].row
+        if row is not None:
+            form, numbers = row.form, [task.row.numbers for task in tasks if task.row is not None]
+
+            def compute(pixels: Tensor, given: Tensor) -> Tensor:
+                return self._features(tensors, dtype, pixels, [], rows=Rows(form, given))
+
+            given = addresses_of(numbers, counts, bucket_of(sum(counts)))
+            name = f"rows of {len(form.tapped)}"
+        elif tasks[0].folds and not layers.behind:  # norms before the convolutions are in no weight
+
+            def compute(pixels: Tensor, given: Tensor) -> Tensor:
+                segment = Segment(0, len(pixels), layers.with_biases(given))
+                return self._features(tensors, dtype, pixels, [segment], folded=True)
+
+            given = torch.empty(0, device=self.device) if layers.bias_table is None else layers.bias_table
+            name = "folded"
+        else:
             return None
-
-        def compute(pixels: Tensor, given: Tensor) -> Tensor:
-            segment = Segment(0, len(pixels), layers.with_biases(given))
-            return self._features(tensors, dtype, pixels, [segment], folded=True)
-
-        given = torch.empty(0, device=self.device) if layers.bias_table is None else layers.bias_table
-        return self._stages.run(stage, "folded", dtype, images, given, compute)
+        found = self._stages.run(stage, name, dtype, images, given, compute)
+        if found is None and row is not None:
+            pixels = torch.from_numpy(np.concatenate(images)).to(self.device)
+            return compute(pixels, given[: len(pixels)].to(self.device))
+        return found
 
     @property
     def recorded_bytes(self) -> int:

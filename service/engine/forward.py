@@ -2,7 +2,8 @@
 
 Convolutions and linear layers run once for the whole batch. Right behind one, the rows of each segment get their
 adapter and norm; where all rows take the same path nothing is cut or copied. Where the norm is in the weights already,
-a convolution, its bias, an addition and an activation are one operator.
+a convolution, its bias, an addition and an activation are one operator. Where the operators can (`RowKernels`), one of
+them does what every row's own task has there.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 from .operators import Kernels, finish
 from .overlay import Behind, Frame, Layers
 from .program import Call, Conv, Linear, LoneNorm, Norm, Ref
+from .rows import Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ def features(
     kernels: Kernels,
     *,
     folded: bool = False,
+    rows: Rows | None = None,
 ) -> Tensor:
     """Run the body once for a batch.
 
@@ -61,6 +64,7 @@ def features(
         images: normalised [N, 3, H, W] in the compute dtype.
         kernels: the operators to use.
         folded: whether the norm behind a layer is in its weight.
+        rows: what each row's task has behind the layers; there are no segments then.
 
     Returns:
         [N, features] in the compute dtype.
@@ -70,7 +74,10 @@ def features(
     values[0] = images
     for index, constant in body.constants.items():
         values[index] = constant
-    run = _Folded(body, weights, segments, kernels) if folded else _Run(body, weights, segments, kernels)
+    if rows is not None:
+        run: _Run = _Rowed(body, weights, rows, kernels)
+    else:
+        run = (_Folded if folded else _Run)(body, weights, segments, kernels)
     for step, done in zip(program.steps, program.last_reads, strict=True):
         if isinstance(step, Conv):
             values[step.out] = run.conv(step, values[step.source], None if step.add is None else values[step.add])
@@ -150,6 +157,34 @@ class _Folded(_Run):
 
     def linear(self, step: Linear, x: Tensor) -> Tensor:
         return self.kernels.linear(x, self.weights[step.weight], self.segments[0].layers.biases[step.weight])
+
+
+class _Rowed(_Run):
+    """A forward in which each row's own numbers are found at its address."""
+
+    def __init__(self, body: Body, weights: Mapping[str, Tensor], rows: Rows, kernels: Kernels) -> None:
+        super().__init__(body, weights, [Segment(0, len(rows.addresses), _NOTHING)], kernels)
+        assert kernels.rows is not None
+        self.own_rows = kernels.rows
+        self.rows = rows
+
+    def conv(self, step: Conv, x: Tensor, add: Tensor | None) -> Tensor:
+        form, weight = self.rows.form, self.weights[step.weight]
+        column = form.columns.get(step.module)
+        if column is None:
+            return self.kernels.conv2d(x, weight, None, step, add, step.act)
+        if step.module not in form.tapped:
+            y = self.kernels.conv2d(x, weight, None, step, None, None)
+            return self.own_rows.scale(y, self.rows.addresses, column, add, step.act)
+        y = self.kernels.conv2d(x, weight, self.behind(step.module)[0].bias, step, None, None)
+        return self.own_rows.taps(y, self.rows.addresses, column, add, step.act)
+
+    def lone_norm(self, norm: Norm, x: Tensor) -> Tensor:
+        y = x.clone(memory_format=torch.preserve_format)  # others may read x
+        return self.own_rows.scale(y, self.rows.addresses, self.rows.form.columns[norm.module], None, None)
+
+
+_NOTHING = Layers("", {}, {}, {})
 
 
 def _one(items: Iterable[object]) -> bool:

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from .operators import conv2d
 from .program import Conv
+from .ways import settle
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ALIGN = 64  # every layer's bits start on a multiple of this many positions
@@ -282,6 +283,7 @@ class Layout:
             flat = torch.zeros(self.total, dtype=first.dtype, device=first.device)
             memory = {name: flat[self.offsets[name] :][: place.length] for name, place in self.places.items()}
             tensors = {name: place.over(memory[name]) for name, place in self.places.items()}
+            settle(first.device)
             return Weights(tensors, memory, self.nbytes, flat=flat)
         made = {name: place.new() for name, place in self.places.items()}
         memory = {name: held for name, (_, held) in made.items()}

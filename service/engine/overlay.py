@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from masks_store import Backbone, Overlay
+from masks_store import Backbone, Overlay, identity_adapter
 
 from .layout import DTYPES, Weights, reordered_taps
 from .program import Conv, Linear, LoneNorm, Norm, Program
+from .rows import Row, RowForm
 
 NORM_FIELDS = ("weight", "bias", "running_mean", "running_var")
 
@@ -97,6 +98,7 @@ class DeviceOverlay:
             whenever no slot holds it. None: the backbone's own.
         weights: of a smaller network (clnp), which tasks of equal weights share, or of a view that is in no pool yet;
             None where it computes with the shared ones.
+        row: the numbers of `layers.behind` as `operators.RowKernels` find them; None where they cannot do it.
     """
 
     version: str
@@ -107,6 +109,7 @@ class DeviceOverlay:
     size: int
     shown: Tensor | None = None
     weights: Weights | None = None
+    row: Row | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +140,7 @@ class Frame:
                 has what the task brings, and for the backbone everything).
             onednn: parameter names of the convolutions whose weights lie as oneDNN wants them.
         """
-        device = next(iter([*self.biases.values(), *(n.weight for n in self.norms.values())]), torch.empty(0)).device
+        device = self.device
         folding = _Folding(self, overlay, device, DTYPES[dtype], onednn)
         behind: dict[str, Behind] = {}
         scales: dict[str, Tensor] = {}
@@ -156,6 +159,50 @@ class Frame:
         bias_table, own = _table({name: bias for name, bias in biases.items() if bias is not None})
         key = "" if overlay is None else _key(overlay)
         return Layers(key, behind, scales, {name: own.get(name) for name in biases}, scale_table, bias_table)
+
+    def row(self, overlay: Overlay, form: RowForm) -> Row | None:
+        """A task's own numbers behind the layers in one row; None where its layers have what a row cannot hold.
+
+        Args:
+            overlay: the task's.
+            form: with adapters wherever the task has one; where it has none, and the form does, it gets the identity.
+        """
+        device = self.device
+        folding = _Folding(self, overlay, device, torch.float32, frozenset())
+        parts: dict[str, list[Tensor]] = {}
+        for step in self.program.steps:
+            if isinstance(step, Linear):
+                if folding.brings_any(step) or step.norm is not None:
+                    return None
+            elif isinstance(step, LoneNorm):
+                parts[step.norm.module] = list(folding.norm(step.norm).folded(step.norm.eps))
+            elif isinstance(step, Conv) and step.module in form.columns:
+                tapped = step.module in form.tapped
+                if tapped and step.bias in overlay.bias:  # it stands before the adapter, which has zeros at the edges
+                    return None
+                parts[step.module] = folding.row(step, tapped=tapped)
+        row = torch.cat([part.reshape(-1) for module in form.columns for part in parts[module]])
+        return Row(form, row.to(device, torch.float32))
+
+    def row_form(self, tapped: Collection[str]) -> RowForm:
+        """Where the numbers of a row stand, with room for adapters behind the convolutions `tapped`."""
+        columns: dict[str, int] = {}
+        length = 0
+        for step in self.program.steps:
+            if isinstance(step, LoneNorm):
+                module, count = step.norm.module, 2 * len(self.norms[step.norm.module].weight)
+            elif isinstance(step, Conv) and (step.module in tapped or step.norm is not None or step.bias is not None):
+                module, count = step.module, self.channels[step.weight] * (10 if step.module in tapped else 2)
+            else:
+                continue
+            if module not in columns:
+                columns[module], length = length, length + count
+        return RowForm(frozenset(tapped), columns)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the norms and biases are; the CPU where there are none."""
+        return next(iter([*self.biases.values(), *(n.weight for n in self.norms.values())]), torch.empty(0)).device
 
     def _scale_table(
         self, scales: Mapping[str, Tensor], device: torch.device
@@ -234,6 +281,20 @@ class _Folding:
             return None, None if bias is None else bias.to(self.dtype)
         scale, shift = self.norm(step.norm).folded(step.norm.eps)
         return scale, (shift if bias is None else bias * scale + shift).to(self.dtype)
+
+    def row(self, step: Conv, *, tapped: bool) -> list[Tensor]:
+        """[9, C] taps and [C] shift where `tapped`, else [C] scale and [C] shift."""
+        count = self.frame.channels[step.weight]
+        scale, shift = torch.ones(count, device=self.device), torch.zeros(count, device=self.device)
+        if step.norm is not None:
+            scale, shift = self.norm(step.norm).folded(step.norm.eps)
+        if not tapped:
+            bias = self.bias(step.bias)
+            return [scale, shift if bias is None else shift + scale * bias]
+        taps = self.adapter(step.module)
+        if taps is None:
+            taps = identity_adapter(count)
+        return [(self.full(taps) * scale.view(-1, 1, 1, 1)).reshape(count, 9).T, shift]
 
     def full(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, torch.float32).contiguous()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
+from .operators import Kernels
+
 if TYPE_CHECKING:
     from .stages import Capture
+
+log = logging.getLogger("taskpack.service")
 
 
 class WriteView(Protocol):
@@ -26,10 +31,12 @@ class Ways:
 
     Attributes:
         masking: writes a view in one launch.
+        kernels: what to compute with.
         capture: records a forward, to be replayed in one launch.
     """
 
     masking: WriteView | None = None
+    kernels: Kernels | None = None
     capture: Capture | None = None
 
 
@@ -37,8 +44,13 @@ def find_ways(device: torch.device) -> Ways:
     """What was tried on this device, now, and found to agree with plain torch; nothing on a CPU."""
     if device.type != "cuda":
         return Ways()
-    from .gpu.checks import checked
+    from .gpu.graphs import capture
 
+    try:
+        from .gpu.checks import checked
+    except ImportError as error:
+        log.warning("%s: plain torch instead of Triton's kernels, which cannot be imported: %s", device, error)
+        return Ways(capture=capture)
     return checked(device)
 
 

@@ -18,7 +18,7 @@ from service.engine.stages import Recorded, bucket_of
 from service.engine.ways import Ways
 
 from .. import zoo
-from . import rig
+from ..service import rig
 
 ROOM = 1 << 30
 FOLDED = ("packnet", "packnet-child", "linear", "packnet-norm", "picked", "piggyback")

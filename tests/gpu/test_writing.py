@@ -11,7 +11,7 @@ from torch import Tensor
 from service.engine.blocks import BLOCK, blocks_of
 from service.engine.layout import Layout, Weights, layout_of
 
-from .test_masking import twin
+from ..service.test_masking import twin
 
 pytest.importorskip("triton")
 from service.engine.gpu.masking import write_view
