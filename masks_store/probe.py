@@ -155,7 +155,7 @@ def plain_arithmetic() -> Generator[None]:
     """fp32 as written: no TF32 on a GPU while the block runs, nor while another thread is in one."""
     with _plain.lock:
         if not _plain.inside:
-            _plain.before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+            _plain.before = bool(torch.backends.cuda.matmul.allow_tf32), bool(torch.backends.cudnn.allow_tf32)
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         _plain.inside += 1
     try:

@@ -155,10 +155,10 @@ class Frame:
                     scales[step.weight] = scale
             elif isinstance(step, Conv | Linear) and folding.brings_any(step):
                 behind[step.module] = folding.behind(step)
-        scale_table, scales = self._scale_table(scales, device)
+        scale_table, multiplied = self._scale_table(scales, device)
         bias_table, own = _table({name: bias for name, bias in biases.items() if bias is not None})
         key = "" if overlay is None else _key(overlay)
-        return Layers(key, behind, scales, {name: own.get(name) for name in biases}, scale_table, bias_table)
+        return Layers(key, behind, multiplied, {name: own.get(name) for name in biases}, scale_table, bias_table)
 
     def row(self, overlay: Overlay, form: RowForm) -> Row | None:
         """A task's own numbers behind the layers in one row; None where its layers have what a row cannot hold.

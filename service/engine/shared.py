@@ -18,8 +18,8 @@ from masks_store import Backbone, Claim, OutOfCapacity, Selection
 from .blocks import blocks_of
 from .layout import DTYPES, Layout, Weights, layout_of
 from .masking import write
-from .ways import Ways, settle
 from .program import Conv
+from .ways import Ways, settle
 
 FREE, KEPT, FIRST_CLAIM, OWNERS = 0, 1, 2, 1 << 15
 
@@ -218,7 +218,8 @@ class Shared:
         source = self.base(dtype) if base else self.pool(dtype)
         blocks = None if scales and scale_table is None else self._launch(dtype)
         if self._whole is not None and blocks is not None:
-            assert out.flat is not None and source.flat is not None
+            assert out.flat is not None
+            assert source.flat is not None
             self._whole(out.flat, source.flat, shown, scale_table if scales else None, blocks)
             return
         layout = self.layout(dtype)

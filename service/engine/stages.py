@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -47,13 +47,15 @@ class Recorded(NamedTuple):
 
 
 class Capture(Protocol):
-    """Records `work`, which reads and writes static memory only, on a stream that nothing else uses meanwhile.
+    """How to record; a function."""
 
-    Raises:
-        RuntimeError: it cannot be recorded.
-    """
+    def __call__(self, work: Callable[[], None], stream: torch.cuda.Stream | None) -> Recorded:
+        """Record `work`, which reads and writes static memory only, on a stream that nothing else uses meanwhile.
 
-    def __call__(self, work: Callable[[], None], stream: torch.cuda.Stream | None) -> Recorded: ...
+        Raises:
+            RuntimeError: it cannot be recorded.
+        """
+        ...
 
 
 def bucket_of(images: int) -> int:
@@ -156,7 +158,7 @@ class Stages:
         self,
         stage: Stage,
         form: str,
-        dtype: Literal["fp32", "bf16"],
+        dtype: str,
         images: Sequence[Pictures],
         given: Tensor,
         compute: Compute,
@@ -205,7 +207,7 @@ class Stages:
         key: tuple[str, int],
         recording: Recording,
         compute: Compute,
-        dtype: Literal["fp32", "bf16"],
+        dtype: str,
     ) -> None:
         """Fill `recording`: its features are this batch's when this returns."""
         first = compute(recording.pixels, recording.given)
@@ -222,7 +224,7 @@ class Stages:
             with self._recording:
                 replay, nbytes = self.capture(work, stage.stream)
             replay()
-            faults = probe_faults(first.cpu(), static, dtype)
+            faults = probe_faults(first.cpu(), static, cast(Literal["fp32", "bf16"], dtype))
         except RuntimeError as error:
             faults, replay, nbytes = [str(error)], work, 0
         if faults:

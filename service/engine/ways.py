@@ -18,11 +18,11 @@ log = logging.getLogger("taskpack.service")
 
 
 class WriteView(Protocol):
-    """Writes a whole view in one launch: where(bit, source x scale, +0.0), as `masking.write` does layer by layer."""
+    """How to write a whole view in one launch; a function."""
 
-    def __call__(
-        self, out: Tensor, source: Tensor, bits: Tensor | None, scale: Tensor | None, blocks: Tensor
-    ) -> None: ...
+    def __call__(self, out: Tensor, source: Tensor, bits: Tensor | None, scale: Tensor | None, blocks: Tensor) -> None:
+        """where(bit, source x scale, +0.0), as `masking.write` does it layer by layer."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

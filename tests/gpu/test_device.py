@@ -49,7 +49,7 @@ def test_every_method_gives_the_reference_s_logits_alone_and_mixed(dtype: str) -
         expected = {name: rig.reference(made.backbone, made.tasks[name], asked[name]) for name in asked}
         for sight in {made.sight(name) for name in asked}:
             names = [name for name in asked if made.sight(name) == sight]
-            for group in ([[name] for name in names] + [names]):
+            for group in [[name] for name in names] + [names]:
                 for name, got in zip(group, made.run(group, [asked[name] for name in group]), strict=True):
                     assert not probe_faults(expected[name], torch.from_numpy(got), dtype), f"{name} among {group}"
     assert made.engine.recorded_bytes > 0

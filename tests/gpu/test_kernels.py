@@ -1,4 +1,4 @@
-"""One pass behind the convolutions, for a batch of any mix: what the reference gives, and what is found wrong is not used.
+"""One pass behind the convolutions for a batch of any mix gives what the reference gives; what is wrong is not used.
 
 On the CPU Triton's interpreter runs the kernels; it cuts bfloat16 off where a GPU rounds.
 """
@@ -50,7 +50,8 @@ def test_a_kernel_that_is_wrong_or_cannot_be_built_is_not_used_and_one_line_says
     monkeypatch.setattr(checks, "KERNELS", replace(operators.KERNELS, pixels=no_compiler))
     with caplog.at_level(logging.WARNING, "taskpack.service"):
         ways = checks.checked(DEVICE)
-    assert ways.masking is None and ways.kernels is None and ways.capture is not None
+    assert (ways.masking, ways.kernels) == (None, None)
+    assert ways.capture is not None
     assert ["other numbers" in caplog.messages[0], "no compiler" in caplog.messages[1]] == [True, True]
     assert len(caplog.records) == 2
 

@@ -48,7 +48,9 @@ SHAPES: list[Shape] = [(3, 2, 3, 3), (64, 3, 7, 7), (5, 1, 3, 3), (70, 9), (1, 1
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @example([(3, 2, 3, 3), (33, 3, 7, 7), (5, 1, 3, 3)], 0).via("a layer of several blocks between small ones")
 @settings(max_examples=3, deadline=None)
-@given(shapes=st.lists(st.sampled_from([s for s in SHAPES if s[0] < 10]), min_size=1, max_size=4), seed=st.integers(0, 9))
+@given(
+    shapes=st.lists(st.sampled_from([s for s in SHAPES if s[0] < 10]), min_size=1, max_size=4), seed=st.integers(0, 9)
+)
 def test_one_launch_writes_the_bits_of_the_twin(
     dtype: str, masked: bool, scaled: bool, shapes: list[Shape], seed: int
 ) -> None:
@@ -57,7 +59,9 @@ def test_one_launch_writes_the_bits_of_the_twin(
     channels = [shape[0] for shape in shapes]
     table = torch.randn(sum(channels), generator=torch.Generator().manual_seed(seed)) if scaled else None
     bits, blocks, out = layout.bits(mask) if masked else None, blocks_of(layout), layout.new()
-    assert blocks is not None and out.flat is not None and source.flat is not None
+    assert blocks is not None
+    assert out.flat is not None
+    assert source.flat is not None
     out.flat.fill_(7.0)
     write_view(out.flat, source.flat, bits, None if table is None else table.to(DEVICE), blocks)
     first = 0
@@ -83,7 +87,9 @@ def test_no_block_has_positions_of_two_layers_and_every_position_has_its_channel
         first += place.shape[0]
     covered = 0
     for start, stop, into, reciprocal, begins, last in blocks.tolist():
-        assert start == covered and start % 64 == stop % 64 == 0 and stop - start <= BLOCK
+        assert start == covered
+        assert start % 64 == stop % 64 == 0
+        assert stop - start <= BLOCK
         covered = stop
         found = torch.clamp(begins + ((into + torch.arange(stop - start)) * reciprocal >> 32), max=last)
         known = owner[start:stop] >= 0

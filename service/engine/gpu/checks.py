@@ -64,7 +64,10 @@ def masking_agrees(device: torch.device) -> bool:
             source.memory[name].copy_(place.arranged(weight))
         blocks, bits = blocks_of(layout), layout.bits(mask)
         scale = torch.randn(sum(shape[0] for shape in shapes.values()), generator=random).to(device)
-        assert blocks is not None and out.flat is not None and source.flat is not None and plain.flat is not None
+        assert blocks is not None
+        assert out.flat is not None
+        assert source.flat is not None
+        assert plain.flat is not None
         for table in (None, scale):
             write_view(out.flat, source.flat, bits, table, blocks)
             first = 0

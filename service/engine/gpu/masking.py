@@ -4,6 +4,10 @@ The same bits as `engine/masking.py`: the product is in float32 and rounded once
 choice is a selection, so what a hidden position holds, NaN and infinity included, cannot show.
 """
 
+# Triton's language looks like Python, but its types are its own.
+# pyright: basic, reportArgumentType=false, reportIndexIssue=false, reportOperatorIssue=false, reportCallIssue=false
+# pyright: reportAttributeAccessIssue=false, reportOptionalOperand=false
+
 from __future__ import annotations
 
 import triton

@@ -4,6 +4,10 @@ Arithmetic is in float32 and rounded once. A kernel that takes rows finds each i
 address (`rows.py`), so that one launch serves a batch of any mix of tasks, and a recorded launch too.
 """
 
+# Triton's language looks like Python, but its types are its own.
+# pyright: basic, reportArgumentType=false, reportIndexIssue=false, reportOperatorIssue=false, reportCallIssue=false
+# pyright: reportAttributeAccessIssue=false, reportOptionalOperand=false, reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 import torch
@@ -191,9 +195,7 @@ def normalised(pixels: Tensor, preprocess: Preprocess, dtype: torch.dtype) -> Te
     return out.permute(0, 3, 1, 2)  # [N, 3, H, W], channels last in memory
 
 
-KERNELS = Kernels(
-    conv2d=conv2d, pixels=normalised, rows=RowKernels(taps=taps_rows, scale=scale_rows, heads=heads_rows)
-)
+KERNELS = Kernels(conv2d=conv2d, pixels=normalised, rows=RowKernels(taps=taps_rows, scale=scale_rows, heads=heads_rows))
 
 
 def _channels_last(x: Tensor) -> Tensor:
