@@ -53,6 +53,7 @@ from .images import normalise as normalise
 from .images import open_image as open_image
 from .images import pixels as pixels
 from .images import resize_short_side as resize_short_side
+from .inventory import first_method as first_method
 from .inventory import shown_version as shown_version
 from .manifest import METHODS as METHODS
 from .manifest import BackboneManifest as BackboneManifest

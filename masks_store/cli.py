@@ -8,6 +8,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .errors import InvalidInput
-from .inventory import describe_task, list_tasks
+from .inventory import describe_task, first_method, list_tasks
 from .records import LABELS
 from .store import Store
 from .verify import file_faults, kind_of
@@ -45,6 +46,7 @@ def ls(store: str, as_json: bool) -> None:
     """List the tasks of STORE."""
     with _open(store) as opened:
         listed = list_tasks(opened)
+        method = first_method(opened) if not listed["tasks"] else ""
     if as_json:
         _print_json(listed)
         return
@@ -61,7 +63,8 @@ def ls(store: str, as_json: bool) -> None:
         for task in listed["tasks"]
     ]
     if not rows:
-        click.echo(f"no tasks yet; add one: taskpack train {store} NAME --data SOURCE --method clr", err=True)
+        next_ = f"taskpack train {shlex.quote(store)} NAME --data SOURCE --method {method}"
+        click.echo(f"no tasks yet; add one: {next_}", err=True)
         return
     _print_table(("task", "method", *LABELS, "versions", "classes", "test", "bytes"), rows)
 

@@ -52,6 +52,13 @@ def shown_version(task: Task, versions: list[Version]) -> Version:
     return (stable or ready or versions)[-1]
 
 
+def first_method(store: Store) -> str:
+    """The method that a store's first task can be trained with, without further flags."""
+    if store.capacity == "units":
+        return "clnp"
+    return "packnet" if any(free for free, _ in store.capacity_left().values()) else "clr"
+
+
 def _summary(task: Task, versions: dict[str, Version]) -> dict[str, Any]:
     own = [versions[digest] for digest in task.versions if digest in versions]
     shown = shown_version(task, own)

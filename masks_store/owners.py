@@ -1,7 +1,7 @@
 """Who owns which shared weight: claims, what is free, what a lineage sees, and the pool that holds all values.
 
 Claims are stored in the artifacts; everything else here is derived from them. A claim is coded over the positions
-that its own lineage does not own, row-major (DESIGN: "The artifact").
+that its own lineage does not own, row-major (FORMAT.md §3).
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _visible_in(backbone: Backbone, claims: Sequence[Claim], names: Iterable[str
 class Pool:
     """All shared weights: the backbone's own and every claim's values; only ever the source of masked copies.
 
-    Writing a claim touches no position of another, so no view that is loaded changes (DESIGN §4 rule 1).
+    Writing a claim touches no position of another, so no view that is loaded changes.
     """
 
     def __init__(self, backbone: Backbone, device: torch.device | str = "cpu") -> None:

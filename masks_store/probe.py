@@ -1,6 +1,6 @@
 """The self-test that travels in every artifact: a few pictures and the logits that they must give.
 
-A version becomes ready on a device only if its probe passes there (DESIGN §4 rule 2). The pictures are synthetic by
+A version becomes ready on a device only if its probe passes there (FORMAT.md §5). The pictures are synthetic by
 default, seeded noise over gradients, so that an artifact leaks no training picture.
 """
 
@@ -98,7 +98,7 @@ def eager_prober(backbone: Backbone, lineage: Sequence[Artifact]) -> Tensor:
 
 
 def probe_faults(reference: Tensor, got: Tensor, dtype: Literal["fp32", "bf16"] = "fp32") -> list[str]:
-    """How far logits are from their reference, where that is too far (DESIGN §4 rule 2).
+    """How far logits are from their reference, where that is too far (FORMAT.md §5).
 
     With sigma the standard deviation of the reference logits: fp32 max |difference| <= 1e-4 sigma; bf16 max <= 0.25
     sigma and root mean square <= 0.03 sigma. Where the gap between the two highest reference logits is over twice

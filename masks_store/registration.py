@@ -89,30 +89,34 @@ def _relabel(store: Store, artifact: Artifact, label: str, actor: str) -> Regist
 
 
 def _labelled(transaction: Transaction, artifact: Artifact, label: str, actor: str) -> Registered:
-    _label(transaction, artifact, label, actor, new=False)
+    _label(transaction, artifact, label, actor)
     return Registered(_row(transaction, artifact), created=False)
 
 
 def _insert(transaction: Transaction, artifact: Artifact, *, holds_claim: bool, label: str, actor: str) -> Version:
     transaction.advance("generation")
-    new = not any(version.state == "ready" for version in transaction.versions(artifact.manifest.task))
     detail = origin() | {"method": artifact.manifest.method, "parent": artifact.manifest.parent, "size": artifact.size}
     seq = transaction.log(actor, "register", artifact.manifest.task, artifact.version, detail)
     if transaction.version(artifact.version) is None:
         transaction.add_version(artifact, holds_claim, seq)
     else:
         transaction.set_state(artifact.version, "ready")
-    _label(transaction, artifact, label, actor, new=new)
+    _label(transaction, artifact, label, actor)
     return _row(transaction, artifact)
 
 
-def _label(transaction: Transaction, artifact: Artifact, label: str, actor: str, *, new: bool) -> None:
-    """Point the label that `label` means at the version; `auto` leaves a version alone that has one already."""
+def _label(transaction: Transaction, artifact: Artifact, label: str, actor: str) -> None:
+    """Point the label that `label` means at the version.
+
+    `auto` leaves a version alone that has one already; it makes a task's only version `stable`, be it new or one that
+    came before as another's ancestor, and any other `canary`.
+    """
     task, labels = artifact.manifest.task, transaction.labels(artifact.manifest.task)
     if label == "auto":
         if artifact.version in labels.values():
             return
-        label = "stable" if new else "canary"
+        others = [v for v in transaction.versions(task) if v.state == "ready" and v.version != artifact.version]
+        label = "canary" if others else "stable"
     if label != "none" and labels.get(label) != artifact.version:
         detail = origin() | {"label": label, "before": labels.get(label)}
         transaction.set_label(task, label, artifact.version)

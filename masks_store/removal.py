@@ -23,9 +23,10 @@ def delete_version(
     found = find_version(transaction, task, version, retired=True)
     if found.labels:
         names = " and ".join(found.labels)
+        commands = ", ".join(f"`taskpack label STORE {task} {label} --remove`" for label in found.labels)
         raise VersionInUse(
             f"version {found.version} of task {task!r} is labelled {names}: take the label away or move it first "
-            f"(`taskpack label STORE {task} {found.labels[0]} VERSION`)",
+            f"({commands})",
             [f"{task}: labelled {label}" for label in found.labels],
         )
     children = transaction.children([found.version])

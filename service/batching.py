@@ -1,10 +1,10 @@
 """One queue for all requests: bounded by its estimated wait, fair between tasks, cut into batches that share a forward.
 
 Requests with the same `group` may share a forward (they see the same shared weights). A worker that is free takes the
-next batch at once; nothing waits for a batch to fill. Which group comes next: the least recently served one among
-those that have waited longer than the age limit, else among those whose weights are loaded, else among all. Within a
-group the versions take turns, one request each, the least recently served first. So a flood for one task delays the
-others by a batch, not by a queue.
+next batch at once; nothing waits for a batch to fill unless the queue is told to (`delay_s`). Which group comes next:
+the least recently served one among those that have waited longer than the age limit, else among those whose weights
+are loaded, else among all. Within a group the versions take turns, one request each, the least recently served first.
+So a flood for one task delays the others by a batch, not by a queue.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -59,6 +59,7 @@ class QueuedRequest:
 @dataclass(eq=False)
 class _Group:
     queues: dict[str, deque[QueuedRequest]] = field(default_factory=dict[str, deque[QueuedRequest]])
+    images: int = 0
 
     def oldest(self) -> float:
         return min(queue[0].queued_at for queue in self.queues.values())
@@ -82,6 +83,7 @@ class Batcher:
         workers: how many take batches.
         pace_s: seconds that an image takes on one worker: a first guess; measured from then on.
         age_limit_s: how long a group may be passed over for one whose weights are loaded.
+        delay_s: how long a request waits for others to fill its batch, while a worker is free.
         clock: seconds that only rise.
     """
 
@@ -93,6 +95,7 @@ class Batcher:
         workers: int = 1,
         pace_s: float = 0.05,
         age_limit_s: float = AGE_LIMIT_S,
+        delay_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.max_batch = max_batch
@@ -100,6 +103,7 @@ class Batcher:
         self._workers = workers
         self.pace_s = pace_s
         self._age_limit_s = age_limit_s
+        self._delay_s = delay_s
         self._clock = clock
         self._changed = threading.Condition()
         self._groups: dict[Hashable, _Group] = {}
@@ -131,6 +135,7 @@ class Batcher:
                 request.state, request.queued_at = State.QUEUED, now
                 group = self._groups.setdefault(request.group, _Group())
                 group.queues.setdefault(request.version, deque()).append(request)
+                group.images += request.size
                 self._requests += 1
                 self._images += request.size
             self._changed.notify(len(requests))
@@ -153,11 +158,11 @@ class Batcher:
         """
         while True:
             with self._changed:
-                while not self._groups and not self._closed:
-                    self._changed.wait()
+                while not self._closed and not (ripe := self._ripe()):
+                    self._changed.wait(self._until_ripe())
                 if self._closed:
                     return None
-                batch, late = self._compose(self._choose(loaded))
+                batch, late = self._compose(self._choose(ripe, loaded))
             for request in late:
                 request.done(DeadlinePassed("the deadline passed before the request's turn came"))
             if batch:
@@ -187,10 +192,26 @@ class Batcher:
     def _wait_s(self) -> float:
         return self._images * self.pace_s / self._workers
 
-    def _choose(self, loaded: Callable[[Hashable], bool]) -> Hashable:
+    def _ripe(self) -> dict[Hashable, _Group]:
+        """The groups that fill a batch, or have waited long enough for others."""
+        if not self._delay_s:
+            return self._groups
+        before = self._clock() - self._delay_s
+        return {
+            key: group
+            for key, group in self._groups.items()
+            if group.images >= self.max_batch or group.oldest() <= before
+        }
+
+    def _until_ripe(self) -> float | None:
+        """Seconds until what waits now has waited long enough; None where nothing waits."""
+        oldest = min((group.oldest() for group in self._groups.values()), default=None)
+        return None if oldest is None else max(0.0, oldest + self._delay_s - self._clock())
+
+    def _choose(self, groups: Mapping[Hashable, _Group], loaded: Callable[[Hashable], bool]) -> Hashable:
         now = self._clock()
-        waiting = [key for key, group in self._groups.items() if now - group.oldest() > self._age_limit_s]
-        candidates = waiting or [key for key in self._groups if loaded(key)] or list(self._groups)
+        waiting = [key for key, group in groups.items() if now - group.oldest() > self._age_limit_s]
+        candidates = waiting or [key for key in groups if loaded(key)] or list(groups)
         return min(candidates, key=lambda key: self._turns.get(key, 0))
 
     def _compose(self, key: Hashable) -> tuple[list[QueuedRequest], list[QueuedRequest]]:
@@ -232,6 +253,7 @@ class Batcher:
         queue = group.queues[request.version]
         queue.remove(request)
         request.state = State.GONE
+        group.images -= request.size
         self._requests -= 1
         self._images -= request.size
         if not queue:

@@ -66,9 +66,11 @@ def examine(image: Encoded, max_pixels: int) -> Picture | Bad:
     """What a picture is, or why it is not decoded."""
     if image.fault is not None:
         return Bad(422, image.fault)
+    if not image.data:
+        return Bad(422, "the image is empty")
     kind = sniff(image.data)
     if kind is None:
-        return Bad(415, "the bytes are not a JPEG, PNG or WebP image" if image.data else "the image is empty")
+        return Bad(415, "the bytes are not a JPEG, PNG or WebP image")
     size = header_size(image.data, kind)
     if size is None:  # the decoder will say what is wrong with it
         return Picture(image.data, kind, len(image.data))

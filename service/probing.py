@@ -1,6 +1,6 @@
 """Self-tests through the serving engine: a version answers on a device only if its probe passes there.
 
-Results are cached in the store by version, engine build, device and dtype (DESIGN §4 rule 2). Where the engine
+Results are cached in the store by version, engine build, device and dtype. Where the engine
 computes in bf16, a version whose probe fails in bf16 is computed in fp32; one that fails in both never answers here.
 """
 

@@ -95,6 +95,7 @@ class Runtime:
             worker_threads=settings.worker_threads,
             max_batch=settings.max_batch,
             queue_limit_s=settings.queue_limit_s,
+            max_delay_s=settings.max_delay_ms / 1000,
             slot_bytes=settings.slot_bytes,
             host_bytes=settings.host_bytes,
         )

@@ -72,7 +72,7 @@ class PageQuery(_In):
 
 
 class RetireQuery(_In):
-    """Query of DELETE /tasks/{task}/versions/{version}."""
+    """Query of DELETE of a task or of one version."""
 
     retire: Annotated[
         bool, Field(description="Only stop it from answering: versions that others are built on keep their weights.")

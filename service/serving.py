@@ -68,6 +68,7 @@ class Serving:
         worker_threads: threads inside a forward, on a CPU.
         max_batch: most images in a forward.
         queue_limit_s: longest estimated wait with which a request is accepted.
+        max_delay_s: how long a request waits for others to share its batch, on a GPU; a CPU gains nothing by it.
         slot_bytes: memory for materialised views; planned from the machine's when None.
         host_bytes: memory for coded artifacts; planned when None.
         overlay_bytes: memory for tasks' own tensors on the device; planned when None.
@@ -87,6 +88,7 @@ class Serving:
         worker_threads: int = 1,
         max_batch: int = 32,
         queue_limit_s: float = 10.0,
+        max_delay_s: float = 0.0,
         slot_bytes: int | None = None,
         host_bytes: int | None = None,
         overlay_bytes: int | None = None,
@@ -112,7 +114,8 @@ class Serving:
             readers=count + 1,  # the workers, and a registration's probe before they run
             kernels=kernels,
         )
-        self._batcher = Batcher(max_batch=max_batch, limit_s=queue_limit_s, workers=count)
+        delay = max_delay_s if found.type == "cuda" else 0.0
+        self._batcher = Batcher(max_batch=max_batch, limit_s=queue_limit_s, workers=count, delay_s=delay)
         self._workers = Workers(self._engine, self._batcher, count, worker_threads)
         self._residency = Residency(store, self._engine, host_bytes=host, overlay_bytes=overlays)
         dtypes = ("fp32",) if self.dtype == "fp32" else ("bf16", "fp32")

@@ -80,6 +80,10 @@ class Settings(BaseSettings):
     queue_limit_s: Seconds = Field(
         default=10.0, description="Longest estimated wait, to be decoded or computed, before 503, in seconds."
     )
+    max_delay_ms: Annotated[float, Field(ge=0.0, le=1000.0)] = Field(
+        default=0.0,
+        description="On a GPU, how long a request waits for others to share its batch; a CPU gains nothing by it.",
+    )
     slot_bytes: Bytes | None = Field(
         default=None, description="Memory for materialised views of tasks; planned when unset."
     )

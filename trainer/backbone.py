@@ -67,6 +67,11 @@ def init(
     file = create(backbone, weights=chosen, image_size=image_size, keep=keep, seed=settings.seed)
     for note in file.notes:
         reporter.say(note)
+    if chosen is None and data is None and keep > 0:
+        reporter.warn(
+            f"the backbone's weights are random, and --keep {keep:g} holds them as they are for ever: give --weights "
+            "torchvision or a file, or --keep 0, with which the first task trains them"
+        )
     if data is not None:
         file = retrain(file, data, settings, reporter)
     return Store.create(Path(path), file, capacity=capacity)

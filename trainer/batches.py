@@ -1,7 +1,7 @@
 """Batches in the order of an epoch: shuffled and augmented for training, plain and in order for evaluation.
 
 What a batch holds depends on (seed, task, phase, epoch) and the picture's index alone: threads, a resume in the
-middle of an epoch and the number of processes change nothing (METHODS.md §0 rule 8).
+middle of an epoch and the number of processes change nothing.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from masks_store import Store
+from masks_store import Store, first_method
 
 from .backbone import init as make_store
 from .capacity import Capacity, left
@@ -57,7 +58,7 @@ _machine = _options(
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
     click.option("--threads", type=int, help="Threads of CPU arithmetic.  [default: as torch has it]"),
     click.option("--seed", type=int, default=0, show_default=True, help="Of everything that is random."),
-    click.option("--skip-broken", is_flag=True, help="Leave broken pictures out instead of refusing the source."),
+    click.option("--skip-broken", is_flag=True, help="Leave out broken pictures and copies over splits."),
     click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout."),
 )
 
@@ -157,7 +158,7 @@ def init(
         click.echo(
             f"{store}: {backbone}, {size} pixels, {total:,} weights, {free:,} of them free "
             f"({100 * free / total:.1f} %)\n"
-            f"next: taskpack train {store} NAME --data SOURCE --method {_fitting(capacity, free)}"
+            f"next: taskpack train {shlex.quote(store)} NAME --data SOURCE --method {first_method(made)}"
         )
 
 
@@ -371,12 +372,6 @@ def _told(phases: list[dict[str, Any]]) -> Iterator[str]:
             tried = [p for p in in_folds if p["prune"] is not None]
             yield f"in folds {len(in_folds) - len(tried)} times {phase['epochs']} epochs"
             yield f"in folds up to {len(tried)} trials of {tried[0]['epochs']} epochs"
-
-
-def _fitting(capacity: str, free: int) -> str:
-    if capacity == "units":
-        return "clnp"
-    return "packnet" if free else "clr"
 
 
 def _as_dict(result: Evaluated) -> dict[str, Any]:

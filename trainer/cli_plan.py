@@ -27,7 +27,7 @@ from .sources import printable
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--threads", type=click.IntRange(1, 64), help="That prepare pictures.  [default: as torch has it]")
 @click.option("--seed", default=0, show_default=True, help="Draws the splits that a source does not have.")
-@click.option("--skip-broken", is_flag=True, help="Leave broken pictures out instead of refusing the source.")
+@click.option("--skip-broken", is_flag=True, help="Leave out broken pictures and copies over splits.")
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON on stdout.")
 def plan(
     store: str,

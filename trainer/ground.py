@@ -141,7 +141,7 @@ def check_takes(method: str, capacity: str) -> None:
 
 
 def choose_parent(store: Store, task: str, method: str, on: str | None) -> Version | None:
-    """The version that a task is built on (DESIGN §2).
+    """The version that a task is built on.
 
     The one that `on` names (`TASK`, its stable version, or `TASK@VERSION`); else, for a task that is there already,
     the parent of its stable (or newest) version of the same method; else for packnet and clnp the newest version of

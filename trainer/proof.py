@@ -1,4 +1,4 @@
-"""No forgetting, proved (DESIGN §4 rule 3): what every earlier task computes, before and after, bit for bit.
+"""No forgetting, proved: what every earlier task computes, before and after, bit for bit.
 
 Before: as the store's files give it. After: from one pool in which every claim of the store stands, the new one
 among them, as a server would hold it once the new version is registered.

@@ -158,11 +158,24 @@ def _unfinished(runs: Path, task: str) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    old, new = _by_phase(old), _by_phase(new)
     return [
         f"{name}: {old.get(name)!r} then, {new.get(name)!r} now"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     ]
+
+
+def _by_phase(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with those of each phase under names of their own: a difference is then one line, not two long lists."""
+    phases: list[dict[str, Any]] = settings.get("phases", [])
+    fields = {
+        f"phase {place} ({phase['name']}) {name}": value
+        for place, phase in enumerate(phases, 1)
+        for name, value in phase.items()
+        if name != "name"
+    }
+    return {**settings, "phases": [phase["name"] for phase in phases], **fields}
 
 
 def _lock(path: Path) -> int | None:

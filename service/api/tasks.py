@@ -15,7 +15,7 @@ from ..edge.multipart import parse_multipart
 from ..edge.record import record_of
 from ..errors import Problem, retry_after
 from ..runtime import Runtime, caller_of, runtime_of
-from ..schemas import NoQuery, PageQuery, RegisteredOut, RegisterQuery, TaskOut, TasksOut
+from ..schemas import NoQuery, PageQuery, RegisteredOut, RegisterQuery, RetireQuery, TaskOut, TasksOut
 from .answers import Json
 from .describe import decode_cursor, describe_task, encode_cursor
 from .payloads import media_type
@@ -99,17 +99,18 @@ async def get_task(request: Request, task: str, query: Annotated[NoQuery, Query(
     return Json(answer)
 
 
-async def delete_task(request: Request, task: str, query: Annotated[NoQuery, Query()]) -> Response:
+async def delete_task(request: Request, task: str, query: Annotated[RetireQuery, Query()]) -> Response:
     """Delete a task with its labels and all its versions, or nothing.
 
-    204 once no request uses it any more; 202 where that takes longer than five seconds.
+    With `retire=true` those of its versions that other tasks are built on stop answering and keep their weights for
+    them. 204 once no request uses it any more; 202 where that takes longer than five seconds.
     """
     runtime = runtime_of(request)
     actor = caller_of(request).name
 
     def deleted() -> tuple[str, ...]:
         versions = runtime.store.task(task).versions
-        runtime.store.delete_task(task, actor=actor)
+        runtime.store.delete_task(task, retire=query.retire, actor=actor)
         return versions
 
     versions = await asyncio.to_thread(deleted)

@@ -195,9 +195,13 @@ def drop_label(name: str, label: str, *, if_match: str | None = None) -> Flow[No
     _checked((yield Call("DELETE", _label_path(name, label), headers=headers, admin=True)))
 
 
-def delete_task(name: str) -> Flow[bool]:
-    """Delete a task with its labels and versions. False: the server still waits for requests that use it."""
-    return _gone((yield Call("DELETE", f"/tasks/{_quoted(name)}", admin=True)))
+def delete_task(name: str, *, retire: bool = False) -> Flow[bool]:
+    """Delete a task with its labels and versions; with `retire` those that others are built on only stop answering.
+
+    Returns:
+        False while the server still waits for requests that use it.
+    """
+    return _gone((yield Call("DELETE", f"/tasks/{_quoted(name)}", _retire(retire), admin=True)))
 
 
 def delete_version(name: str, version: str, *, retire: bool = False) -> Flow[bool]:
@@ -207,7 +211,7 @@ def delete_version(name: str, version: str, *, retire: bool = False) -> Flow[boo
         False while the server still waits for requests that use it.
     """
     path = f"/tasks/{_quoted(name)}/versions/{_quoted(version)}"
-    return _gone((yield Call("DELETE", path, {"retire": "true"} if retire else {}, admin=True)))
+    return _gone((yield Call("DELETE", path, _retire(retire), admin=True)))
 
 
 def info() -> Flow[dict[str, Any]]:
@@ -286,6 +290,10 @@ def _foreign(response: httpx.Response) -> str:
 
 def _gone(response: httpx.Response) -> bool:
     return _checked(response).status_code == NO_CONTENT
+
+
+def _retire(retire: bool) -> dict[str, str]:
+    return {"retire": "true"} if retire else {}
 
 
 def _label_path(name: str, label: str) -> str:

@@ -1,7 +1,7 @@
 """What one task lays over the shared weights, ready on the device: adapters, norms, biases and its head.
 
 In evaluation a BatchNorm is one scale and one shift a channel, so it folds into what stands before it: into the weights
-of a view that is the task's own (DESIGN §4), or into the taps of an adapter. Where neither is there it stays a norm.
+of a view that is the task's own, or into the taps of an adapter. Where neither is there it stays a norm.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -69,12 +71,15 @@ def test_ls_prints_one_plain_line_per_task_where_nobody_watches(store: Store):
     ]
 
 
-def test_ls_of_an_empty_store_says_how_to_add_a_task(tmp_path: Path):
-    new_store(tmp_path / "store").close()
-    result = run("ls", tmp_path / "store")
+@pytest.mark.parametrize(("keep", "method"), [(0.0, "packnet"), (0.5, "packnet"), (1.0, "clr")])
+def test_ls_of_an_empty_store_says_how_to_add_a_task(tmp_path: Path, keep: float, method: str):
+    path = tmp_path / "my store"
+    new_store(path, keep).close()
+    result = run("ls", path)
     assert (result.exit_code, result.stdout) == (0, "")
-    assert "taskpack train" in result.stderr
-    assert as_json("ls", tmp_path / "store")["tasks"] == []
+    words = shlex.split(result.stderr.partition("add one: ")[2])
+    assert words == ["taskpack", "train", str(path), "NAME", "--data", "SOURCE", "--method", method]
+    assert as_json("ls", path)["tasks"] == []
 
 
 def test_ls_as_json_has_every_task_with_full_digests(store: Store):
@@ -206,8 +211,18 @@ def test_rm_retires_what_others_need_only_when_told_to(store: Store):
         run("rm", store.path, "birds")
     told = as_json("rm", store.path, "birds", "--retire")
     assert told == {"task": "birds", "deleted": [canary], "retired": [stable]}
-    with pytest.raises(TaskpackError, match="is labelled stable: take the label away"):
-        run("rm", store.path, "owls", "--version", store.resolve("owls").version)
+
+
+def test_rm_of_a_labelled_version_says_the_commands_that_take_its_labels_away(store: Store):
+    version = store.resolve("owls").version
+    run("label", store.path, "owls", "canary", "stable")
+    with pytest.raises(TaskpackError, match="is labelled canary and stable: take the label away") as caught:
+        run("rm", store.path, "owls", "--version", version)
+    said = re.findall(r"`taskpack label STORE ([^`]*)`", str(caught.value))
+    assert len(said) == 2
+    for arguments in said:
+        run("label", store.path, *arguments.split())
+    assert as_json("rm", store.path, "owls", "--version", version)["deleted"] == [version]
 
 
 def test_label_moves_and_removes_a_label(store: Store):

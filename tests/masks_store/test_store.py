@@ -205,6 +205,12 @@ def test_the_label_of_a_registration_may_be_chosen(store: Store, label: str, lab
     assert store.register(artifact(store, "birds", "linear"), label=label).version.labels == labels
 
 
+def test_a_task_that_came_as_anothers_ancestor_becomes_stable_when_it_is_registered_itself(store: Store):
+    data = artifact(store, "birds", "linear")
+    assert store.register(data, label="none").version.labels == ()
+    assert store.register(data).version.labels == ("stable",)
+
+
 def test_an_unknown_label_is_refused_before_anything_is_stored(store: Store):
     before = state(store)
     with pytest.raises(InvalidInput, match="'best' is not a label; the labels are stable and canary"):

@@ -136,12 +136,12 @@ class Machine(RuleBasedStateMachine):
             with pytest.raises(expected):
                 self.store.register(item.data, label=label, prober=same_logits)
             return
-        first = not model.ready(item.task)
+        alone = not set(model.ready(item.task)) - {item.version}
         registered = self.store.register(item.data, label=label, prober=same_logits)
         assert registered.created == (known != "ready")
         model.states[item.version] = "ready"
         if label == "auto" and not model.labelled(item.version):
-            label = "stable" if first else "canary"
+            label = "stable" if alone else "canary"
         if label in LABELS:
             model.labels[item.task, label] = item.version
 

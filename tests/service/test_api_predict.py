@@ -132,6 +132,12 @@ async def test_every_fault_of_a_json_body_is_told(shared: Web) -> None:
     assert {fault.partition(":")[0] for fault in faults} == {"images.0.b64", "images.1.b64", "images.1.url", "more"}
 
 
+async def test_an_image_of_no_bytes_is_422_and_not_a_type_that_is_not_read(shared: Web) -> None:
+    for body in ({"files": [("image", ("a.png", b"", "image/png"))]}, {"json": {"images": [{"b64": ""}]}}):
+        document = problem(await shared.client.post("/predict?task=birds", **body), 422)
+        assert "the image is empty" in document["errors"]
+
+
 async def test_an_empty_body_is_400(shared: Web) -> None:
     problem(await shared.client.post("/predict?task=birds", content=b"", headers=PNG), 400)
 

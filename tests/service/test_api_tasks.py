@@ -347,6 +347,15 @@ async def test_a_task_that_others_build_on_is_409_with_their_names(shared: Web) 
     assert (await shared.predict("plants"))["task"] == "plants"
 
 
+async def test_a_task_that_others_build_on_is_retired_when_asked(web: Web) -> None:
+    leaves = (await web.predict("leaves"))["predictions"]
+    assert (await web.client.delete("/tasks/plants?retire=true", headers=ADMIN)).status_code == 204
+    problem(await web.client.post("/predict?task=plants", content=b"x", headers={"Content-Type": "image/png"}), 404)
+    (version,) = (await web.client.get("/tasks/plants/versions")).json()["versions"]
+    assert (version["state"], version["labels"]) == ("retired", [])
+    assert (await web.predict("leaves"))["predictions"] == leaves
+
+
 async def test_a_labelled_version_is_409_and_deleted_once_the_label_is_gone(web: Web) -> None:
     canary = web.store.resolve("birds", "canary").version
     problem(await web.client.delete(f"/tasks/birds/versions/{canary}", headers=ADMIN), 409)

@@ -28,9 +28,19 @@ class Clock:
 class Bench:
     """A queue with a clock of its own, and a record of what every request was told."""
 
-    def __init__(self, *, max_batch: int = 4, limit_s: float = 1e9, workers: int = 1, pace_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        *,
+        max_batch: int = 4,
+        limit_s: float = 1e9,
+        workers: int = 1,
+        pace_s: float = 1.0,
+        delay_s: float = 0.0,
+    ) -> None:
         self.clock = Clock()
-        self.queue = Batcher(max_batch=max_batch, limit_s=limit_s, workers=workers, pace_s=pace_s, clock=self.clock)
+        self.queue = Batcher(
+            max_batch=max_batch, limit_s=limit_s, workers=workers, pace_s=pace_s, delay_s=delay_s, clock=self.clock
+        )
         self.told: dict[str, list[Any]] = {}
 
     def request(
@@ -243,3 +253,52 @@ def test_every_request_ends_exactly_once_whatever_happens(steps: list[tuple[Any,
     bench.queue.close(Draining("stopping"))
     ended.update(int(name) for name, told in bench.told.items() for _ in told)
     assert ended == Counter(range(len(requests)))
+
+
+def test_with_a_delay_a_full_batch_goes_at_once_and_a_small_one_when_its_first_has_waited_that_long() -> None:
+    bench = Bench(max_batch=4, delay_s=5.0)
+    bench.submit("small", "a")
+    bench.submit("big1", "b", size=3)
+    bench.submit("big2", "b")
+    assert bench.take("a") == ["big1", "big2"]  # though the other group is loaded
+    bench.clock.now += 4.0
+    bench.submit("late", "a")
+    bench.submit("other", "c")
+    bench.clock.now += 1.0
+    assert bench.take() == ["small", "late"]
+    bench.clock.now += 4.0
+    assert bench.take() == ["other"]
+
+
+def test_a_worker_that_waits_for_a_batch_to_fill_takes_it_when_it_is_full() -> None:
+    bench = Bench(max_batch=2, delay_s=3600.0)  # by a clock that stands still
+    taken: list[list[str]] = []
+    worker = threading.Thread(target=lambda: taken.append(bench.take()), daemon=True)
+    bench.submit("first", "a")
+    worker.start()
+    bench.submit("second", "a")
+    worker.join(60)
+    assert taken == [["first", "second"]]
+
+
+def test_a_request_that_is_withdrawn_no_longer_fills_a_batch() -> None:
+    bench = Bench(max_batch=2, delay_s=5.0)
+    first = bench.submit("first", "a")
+    bench.submit("second", "a")
+    bench.submit("alone", "b")
+    assert bench.queue.withdraw(first)
+    bench.submit("third", "b")
+    assert bench.take("a") == ["alone", "third"]
+    bench.clock.now += 5.0
+    assert bench.take() == ["second"]
+
+
+def test_closing_wakes_a_worker_that_waits_for_a_batch_to_fill() -> None:
+    bench = Bench(delay_s=3600.0)
+    bench.submit("first", "a")
+    found: list[object] = ["nothing"]
+    worker = threading.Thread(target=lambda: found.append(bench.queue.take(lambda _: False)), daemon=True)
+    worker.start()
+    bench.queue.close(Draining("the end"))
+    worker.join(60)
+    assert found == ["nothing", None]

@@ -212,7 +212,14 @@ def test_preconditions_travel_as_etags() -> None:
 
 def test_a_deletion_that_waits_for_requests_is_told_from_one_that_is_done() -> None:
     assert run(flows.delete_task("a"), answer(204, b""))[0] is True
-    assert run(flows.delete_version("a", DIGEST, retire=True), answer(202, {"status": "draining"}))[0] is False
+    assert run(flows.delete_version("a", DIGEST), answer(202, {"status": "draining"}))[0] is False
+
+
+@pytest.mark.parametrize("retire", [True, False])
+def test_a_task_or_a_version_that_others_are_built_on_is_retired_only_when_asked(retire: bool) -> None:
+    for flow in (flows.delete_task("a", retire=retire), flows.delete_version("a", DIGEST, retire=retire)):
+        _, sent = run(flow, answer(204, b""))
+        assert sent[0].params == ({"retire": "true"} if retire else {})
 
 
 @pytest.mark.parametrize(

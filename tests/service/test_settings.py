@@ -27,6 +27,7 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "worker_threads": ("2", 2),
     "max_batch": ("8", 8),
     "queue_limit_s": ("2.5", 2.5),
+    "max_delay_ms": ("1.5", 1.5),
     "auto_threshold": ("0.05", 0.05),
     "slot_bytes": ("1GiB", 1 << 30),
     "host_bytes": ("5000", 5000),

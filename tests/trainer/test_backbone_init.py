@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 import pytest
@@ -65,6 +66,21 @@ def test_none_and_no_weights_are_the_same_random_start(tmp_path):
     b = init(tmp_path / "b", "tinyresnet", image_size=8)
     c = init(tmp_path / "c", "tinyresnet", image_size=8, settings=Settings(seed=1))
     assert a.backbone_digest == b.backbone_digest != c.backbone_digest
+
+
+@pytest.mark.parametrize(("keep", "warned"), [(0.0, False), (0.5, True), (1.0, True)])
+def test_random_weights_that_are_kept_for_ever_are_told(tmp_path, keep, warned):
+    told = io.StringIO()
+    init(tmp_path / "store", "tinyresnet", image_size=8, keep=keep, reporter=Lines(told)).close()
+    assert ("warning: the backbone's weights are random" in told.getvalue()) is warned
+
+
+def test_kept_weights_that_were_loaded_are_not_called_random(tmp_path):
+    told = io.StringIO()
+    safetensors.torch.save_file(build("tinyresnet").state_dict(), tmp_path / "weights.safetensors")
+    weights = tmp_path / "weights.safetensors"
+    init(tmp_path / "store", "tinyresnet", weights=weights, image_size=8, reporter=Lines(told)).close()
+    assert "random" not in told.getvalue()
 
 
 def test_a_self_supervised_mobilenet_by_file_trains_as_a_backbone(tmp_path):

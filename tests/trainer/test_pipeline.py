@@ -276,6 +276,15 @@ def test_a_run_is_resumed_only_under_the_same_settings(store, data):
     assert any(fault.startswith("seed: 0 then, 9 now") for fault in caught.value.faults)
 
 
+def test_settings_of_a_phase_that_differ_are_told_one_by_one(store, data):
+    folder = _interrupt(store, data, quick())
+    epochs = json.loads((store.runs / folder / "settings.json").read_text(encoding="utf-8"))["phases"][0]["epochs"]
+    with pytest.raises(InvalidInput, match=folder) as caught:
+        train(store, "shapes", data, quick(resume=True, epochs=epochs + 1))
+    assert f"phase 1 (train) epochs: {epochs} then, {epochs + 1} now" in caught.value.faults
+    assert max(map(len, caught.value.faults)) < 80
+
+
 @pytest.mark.parametrize(
     ("name", "other"),
     [
