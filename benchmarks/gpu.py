@@ -481,15 +481,14 @@ def main() -> int:
         print(f"      ({name}: at {time.monotonic() - started:.0f} s)", flush=True)
     for line in missing:
         print("NOT MEASURED", line)
+    rows = [vars(row) | {"value": round(row.value, 3), "pass": None if REHEARSE else row.passes} for row in bench.rows]
     summary = {
         "benchmark": "gpu",
         "rehearsed": REHEARSE,
         "arch": arch,
         "size": size,
         "dtype": DTYPE,
-        "rows": [
-            vars(row) | {"value": round(row.value, 3), "pass": None if REHEARSE else row.passes} for row in bench.rows
-        ],
+        "rows": rows,
         "notes": bench.notes,
         "rounds": bench.rounds,
         "missing": missing,

@@ -109,7 +109,9 @@ class Engine:
     @property
     def build(self) -> str:
         """Names all that the numbers depend on besides the device and the dtype."""
-        return f"{BUILD}{'' if self._onednn else ' plain'} torch-{torch.__version__}"
+        fast = [name for name in ("masking", "kernels", "capture") if getattr(self.ways, name) is not None]
+        plain = "" if self._onednn else " plain"
+        return " ".join([f"{BUILD}{plain}", *fast, f"torch-{torch.__version__}"])
 
     @property
     def device_name(self) -> str:
