@@ -50,7 +50,7 @@ class Capture(Protocol):
     """How to record; a function."""
 
     def __call__(self, work: Callable[[], None], stream: torch.cuda.Stream | None) -> Recorded:
-        """Record `work`, which reads and writes static memory only, on a stream that nothing else uses meanwhile.
+        """Record `work`, which reads and writes static memory only; `stream` is where that was brought in.
 
         Raises:
             RuntimeError: it cannot be recorded.
