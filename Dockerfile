@@ -1,5 +1,22 @@
 # One image for machines with and without an NVIDIA GPU: PyTorch's default wheels run on both.
 # Nothing is written below / at run time except /data (the store), /state (the admin token) and /tmp.
+
+# A stage of its own builds the package: its C functions want a compiler, which the image does without.
+FROM python:3.11-slim-bookworm AS build
+
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends gcc libc6-dev \
+ && rm -rf /var/lib/apt/lists/*
+WORKDIR /build
+RUN python3 -m venv /opt/build
+COPY pyproject.toml README.md LICENSE taskpack.py ./
+COPY masks_store masks_store
+COPY trainer trainer
+COPY service service
+RUN --mount=type=cache,target=/root/.cache/pip \
+    /opt/build/bin/pip wheel --no-deps --wheel-dir /wheels . \
+ && python3 -m zipfile -l /wheels/taskpack-*.whl | grep -q service/engine/_native
+
 FROM python:3.11-slim-bookworm
 
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -17,13 +34,9 @@ RUN --mount=type=cache,target=/root/.cache/pip \
  && /opt/taskpack/bin/pip install -r /tmp/requirements.txt -c constraints.txt \
  && rm /tmp/requirements.txt
 
-COPY README.md LICENSE taskpack.py ./
-COPY masks_store masks_store
-COPY trainer trainer
-COPY service service
-RUN --mount=type=cache,target=/root/.cache/pip \
-    /opt/taskpack/bin/pip install --no-deps . \
- && rm -rf build taskpack.egg-info masks_store trainer service taskpack.py
+COPY --from=build /wheels /tmp/wheels
+RUN /opt/taskpack/bin/pip install --no-cache-dir --no-deps /tmp/wheels/taskpack-*.whl \
+ && rm -r /tmp/wheels
 COPY examples examples
 COPY deploy deploy
 

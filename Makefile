@@ -1,4 +1,4 @@
-# `make setup` makes .venv; every other target calls it first. It does nothing when neither pyproject.toml nor constraints.txt has changed.
+# `make setup` makes .venv; every other target calls it first. It does nothing when neither pyproject.toml, constraints.txt nor the C functions have changed.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -19,7 +19,7 @@ help:
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt $(wildcard service/engine/native/*)
 	@command -v "$(PYTHON)" >/dev/null 2>&1 || { \
 	  echo "error: '$(PYTHON)' was not found. Install Python 3.11 or newer, or name it: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

@@ -1,11 +1,14 @@
 """The engine's forward against the plain eager network, side by side in one run.
 
-    python benchmarks/serve_engine.py [--arch resnet18] [--size 224] [--batch 1 8] [--dtype fp32] [--rounds 7]
+    python benchmarks/serve_engine.py [--arch resnet18] [--size 224] [--batch 8 64] [--dtype fp32 bf16] [--rounds 5]
 
 One thread, CPU time of this process, median of the rounds, the contestants taking turns within each round. `eager`
 is torchvision's network with one head, called as a user would; `base` a task that adds only a head; `clr` one CLR
-task; `clr mixed` a batch in which every image is another CLR task's; `hot` a PackNet view in a slot; `cold` one that
-is materialised for the batch.
+task; `clr mixed` a batch in which every image is another CLR task's; `clr folded` one CLR task whose norms behind
+convolutions without an adapter are in the weights, as only a task alone can have them; `torch clr`, `torch mixed` the
+same without the C functions; `hot` a PackNet view in a slot; `cold` one that is materialised for the batch. Beside the
+milliseconds stands how much faster than eager. `mixed` at the end is the speed of a mixed batch over that of the faster
+of `clr` and `clr folded`: the price of mixing.
 """
 
 from __future__ import annotations
@@ -17,7 +20,9 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib import metadata
+from itertools import product
 
 import numpy as np
 import torch
@@ -36,8 +41,12 @@ from masks_store import (
     read_backbone,
 )
 from service.engine import DTYPES, DeviceOverlay, Engine, Sight
+from service.engine.behind import Behind
+from service.engine.compiled import describe
 
 CLASSES = 10
+BATCHES = {"resnet18": (1, 8, 64), "resnet50": (8,)}
+"""What is measured unless something else is asked for."""
 
 
 def overlay(backbone: Backbone, method: str, seed: int) -> Overlay:
@@ -56,8 +65,23 @@ def overlay(backbone: Backbone, method: str, seed: int) -> Overlay:
     return Overlay(norm, {}, adapter, head, torch.zeros(CLASSES))
 
 
-def contestants(engine: Engine, batch: int, dtype: str) -> dict[str, Callable[[], object]]:
-    """Name -> one forward of `batch` images."""
+def folded(task: DeviceOverlay, dtype: str) -> DeviceOverlay:
+    """As fast as a task whose norms are in the weights wherever it has no adapter: there a bias is left."""
+
+    def left(own: Behind) -> Behind:
+        if own.norm is not None:
+            return Behind(own.norm.bias.to(DTYPES[dtype]), alone=True)
+        return (
+            Behind(own.table[1].to(DTYPES[dtype]), alone=True) if own.table is not None and len(own.table) == 2 else own
+        )
+
+    return replace(
+        task, layers=replace(task.layers, behind={name: left(own) for name, own in task.layers.behind.items()})
+    )
+
+
+def contestants(engine: Engine, plainly: Engine, batch: int, dtype: str) -> dict[str, Callable[[], object]]:
+    """Name -> one forward of `batch` images; `plainly` is an engine without the C functions."""
     backbone = engine.backbone
     size = backbone.manifest.image_size
     images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
@@ -67,7 +91,11 @@ def contestants(engine: Engine, batch: int, dtype: str) -> dict[str, Callable[[]
     packed = engine.load(
         "packnet", overlay(backbone, "linear", 1), dtype, folds=True, shown=engine.shared.shown(dtype, packnet.claims)
     )
-    clr = [engine.load(f"clr {i}", overlay(backbone, "clr", i), dtype, folds=False) for i in range(batch)]
+    clr, slow = (
+        [own.load(f"clr {i}", overlay(backbone, "clr", i), dtype, folds=False) for i in range(batch)]
+        for own in (engine, plainly)
+    )
+    alone = folded(clr[0], dtype)
     body, head = backbone.body().to(DTYPES[dtype]), plain.head_weight
 
     def eager() -> object:
@@ -75,9 +103,9 @@ def contestants(engine: Engine, batch: int, dtype: str) -> dict[str, Callable[[]
             batch = normalise(torch.from_numpy(images).permute(0, 3, 1, 2), backbone.manifest.preprocess)
             return F.linear(body(batch.to(DTYPES[dtype]).contiguous()).float(), head)
 
-    def run(sight: Sight, tasks: list[DeviceOverlay]) -> object:
+    def run(sight: Sight, tasks: list[DeviceOverlay], by: Engine = engine) -> object:
         parts = [images] if len(tasks) == 1 else list(images[:, None])
-        return engine.run(sight, dtype, parts, tasks)
+        return by.run(sight, dtype, parts, tasks)
 
     def cold() -> object:
         engine.slots.drop(packnet.key)
@@ -88,6 +116,9 @@ def contestants(engine: Engine, batch: int, dtype: str) -> dict[str, Callable[[]
         "base": lambda: run(base, [plain]),
         "clr": lambda: run(base, [clr[0]]),
         "clr mixed": lambda: run(base, clr),
+        "clr folded": lambda: run(base, [alone]),
+        "torch clr": lambda: run(base, [slow[0]], plainly),
+        "torch mixed": lambda: run(base, slow, plainly),
         "hot": lambda: run(packnet, [packed]),
         "cold": cold,
     }
@@ -112,35 +143,56 @@ def claim_some(backbone: Backbone) -> Claim:
     return {name: room & (torch.rand(room.shape, generator=random) < 0.25) for name, room in free.items()}
 
 
+def measured(arch: str, dtype: str, batch: int, size: int, rounds: int) -> dict[str, float]:
+    """Name -> CPU milliseconds of a batch; one row of the table is printed."""
+    backbone = read_backbone(create(arch, image_size=size, keep=0.5, seed=0).data)
+    engine, plainly = Engine(backbone), Engine(backbone, native=False)
+    claim = claim_some(backbone)
+    engine.claim("packnet", claim, {name: torch.randn(int(mask.sum())) * 0.01 for name, mask in claim.items()})
+    took = milliseconds(contestants(engine, plainly, batch, dtype), rounds)
+    row = "   ".join(f"{name} {ms:.1f} ({took['eager'] / ms:.2f})" for name, ms in took.items())
+    print(f"{arch} {dtype} batch {batch}:  {row}   mixed {mixed(took):.3f}", flush=True)
+    return took
+
+
+def mixed(took: Mapping[str, float]) -> float:
+    """Speed of a batch of as many CLR tasks as images, over the fastest way for one of them."""
+    return min(took["clr"], took["clr folded"]) / took["clr mixed"]
+
+
 def main() -> None:
     """Measure, print a table, end in one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arch", default="resnet18")
+    parser.add_argument("--arch", nargs="+", default=list(BATCHES))
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--dtype", choices=list(DTYPES), default="fp32")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batch", type=int, nargs="+", help="images, and tasks of a mixed batch")
+    parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=list(DTYPES))
+    parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    backbone = read_backbone(create(args.arch, image_size=args.size, keep=0.5, seed=0).data)
-    engine = Engine(backbone)
-    claim = claim_some(backbone)
-    engine.claim("packnet", claim, {name: torch.randn(int(mask.sum())) * 0.01 for name, mask in claim.items()})
-    rows: dict[str, dict[str, float]] = {}
-    print(f"{'':>8}{'CPU ms of a batch (x eager: higher is faster)':>20}")
-    for batch in args.batch:
-        took = milliseconds(contestants(engine, batch, args.dtype), args.rounds)
-        rows[str(batch)] = took
-        print(f"batch {batch:>2}  " + "   ".join(f"{n} {ms:.1f} ({took['eager'] / ms:.2f})" for n, ms in took.items()))
+    print("CPU ms of a batch (x eager: higher is faster)")
+    rows: list[dict[str, object]] = []
+    for arch in args.arch:
+        for dtype, batch in product(args.dtype, args.batch or BATCHES.get(arch, (8,))):
+            took = measured(arch, dtype, batch, args.size, args.rounds)
+            rows.append(
+                {
+                    "arch": arch,
+                    "dtype": dtype,
+                    "batch": batch,
+                    "cpu_ms": {name: round(ms, 2) for name, ms in took.items()},
+                    "x_eager": {name: round(took["eager"] / ms, 3) for name, ms in took.items()},
+                    "mixed": round(mixed(took), 3),
+                    "torch_mixed": round(took["torch clr"] / took["torch mixed"], 3),
+                }
+            )
     summary = {
         "benchmark": "serve_engine",
-        "arch": args.arch,
         "size": args.size,
-        "dtype": args.dtype,
         "threads": 1,
         "rounds": args.rounds,
-        "cpu_ms": {batch: {name: round(ms, 2) for name, ms in took.items()} for batch, took in rows.items()},
-        "x_eager": {b: {n: round(took["eager"] / ms, 3) for n, ms in took.items()} for b, took in rows.items()},
+        "rows": rows,
+        "computes": describe(),
         "versions": {name: metadata.version(name) for name in ("torch", "torchvision")},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
     }

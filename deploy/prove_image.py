@@ -5,7 +5,8 @@
 What is done, on a Linux machine, as root:
 
 1. `debootstrap` makes a minimal Debian with Python, in place of the base image;
-2. ENV, WORKDIR, COPY and RUN are carried out in it, as written in the Dockerfile (COPY takes what git would commit);
+2. ENV, WORKDIR, COPY and RUN are carried out in a copy of it for each stage, as written in the Dockerfile (COPY takes
+   what git would commit, or what an earlier stage made);
 3. CMD is run as the Dockerfile's USER, with docker-compose.yml's environment, on a read-only root, without
    capabilities, with an empty volume at each VOLUME, a tmpfs at /tmp, and a network of its own that reaches nothing;
 4. HEALTHCHECK is asked until it agrees, then curl asks every demo task for a label;
@@ -51,9 +52,15 @@ STOP_TIMEOUT_S = 60
 
 @dataclass
 class Image:
-    """What the Dockerfile says of how to run the image, gathered while it is built."""
+    """What the Dockerfile says of how to run the image, gathered while it is built.
 
-    root: Path
+    Attributes:
+        work: the folder of everything.
+        stages: name -> its root file system; the last stage has no name, and is the image.
+    """
+
+    work: Path
+    stages: dict[str, Path] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
     workdir: str = "/"
     user: str = "0:0"
@@ -62,22 +69,29 @@ class Image:
     health: list[str] = field(default_factory=list)
     runs: int = 0
 
+    @property
+    def root(self) -> Path:
+        """Of the stage that is being built, at the end of the image."""
+        return list(self.stages.values())[-1]
+
 
 def main() -> None:
     """Build, run, ask, stop; raise at the first thing that is not as it must be."""
     options = _options()
     work: Path = options.work.resolve()
-    root = work / "root"
     started = time.monotonic()
-    if not options.keep_root or not root.exists():
-        _fresh_root(root)
-    image = Image(root)
-    with_mounts = _mounted(root, work / "pip-cache")
+    build = not options.keep_root or not (work / "root").exists()
+    if build:
+        _fresh_root(work / "base")
+    image, mounts = Image(work), list[Path]()
     try:
         for instruction, rest in instructions((REPOSITORY / "Dockerfile").read_text()):
-            _carry_out(image, instruction, rest, build=not options.keep_root)
+            if instruction == "FROM":
+                _begin(image, rest, mounts, build=build)
+            else:
+                _carry_out(image, instruction, rest, build=build)
     finally:
-        _unmount(with_mounts)
+        _unmount(mounts)
     built = time.monotonic()
     volumes = work / "volumes"
     shutil.rmtree(volumes, ignore_errors=True)
@@ -121,9 +135,20 @@ def instructions(text: str) -> Iterator[tuple[str, str]]:
             yield instruction.upper(), rest.strip()
 
 
+def _begin(image: Image, rest: str, mounts: list[Path], *, build: bool) -> None:
+    """A stage: everything anew but for what earlier stages made."""
+    name = rest.partition(" AS ")[2]
+    image.stages[name] = image.work / (f"stage-{name}" if name else "root")
+    image.env, image.workdir = {}, "/"
+    if build:
+        shutil.rmtree(image.root, ignore_errors=True)
+        subprocess.run(["cp", "--archive", str(image.work / "base"), str(image.root)], check=True)
+        mounts += _mounted(image.root, image.work / "pip-cache")
+
+
 def _carry_out(image: Image, instruction: str, rest: str, *, build: bool) -> None:
     match instruction:
-        case "FROM" | "EXPOSE" | "STOPSIGNAL" | "LABEL":
+        case "EXPOSE" | "STOPSIGNAL" | "LABEL":
             pass
         case "ENV":
             for pair in shlex.split(rest):
@@ -155,6 +180,11 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def _copy(image: Image, paths: Sequence[str]) -> None:
+    if paths[0].startswith("--from="):
+        _, source, target = paths
+        made = image.stages[paths[0].removeprefix("--from=")] / source.lstrip("/")
+        shutil.copytree(made, image.root / target.lstrip("/"))
+        return
     *sources, target = paths
     base = image.root / image.workdir.lstrip("/") / target
     listed = [

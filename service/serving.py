@@ -118,6 +118,7 @@ class Serving:
         """Arguments as they hold, chosen here where they were left open."""
         delay = max_delay_s if found.type == "cuda" else 0.0
         self._batcher = Batcher(max_batch=max_batch, limit_s=queue_limit_s, workers=count, delay_s=delay)
+        log.info("views and adapters are computed by %s", self._engine.computes)
         self._workers = Workers(self._engine, self._batcher, count, worker_threads)
         self._residency = Residency(store, self._engine, host_bytes=host, overlay_bytes=overlays)
         dtypes = ("fp32",) if self.dtype == "fp32" else ("bf16", "fp32")

@@ -58,11 +58,36 @@ def test_every_dependency_is_pinned_as_it_was_tested() -> None:
 def test_the_image_copies_files_that_are_there_and_are_not_ignored() -> None:
     allowed = {line[1:] for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     dockerfile = list(instructions((REPOSITORY / "Dockerfile").read_text(encoding="utf-8")))
-    copied = [source for name, rest in dockerfile if name == "COPY" for source in rest.split()[:-1]]
+    copies = [rest.split() for name, rest in dockerfile if name == "COPY"]
+    copied = [source for words in copies if not words[0].startswith("--from=") for source in words[:-1]]
     assert copied
     for source in copied:
         assert (REPOSITORY / source).exists(), source
         assert source.partition("/")[0] in allowed, f"{source} is left out by .dockerignore"
+
+
+def test_the_compiler_stays_in_the_stage_that_builds_the_package() -> None:
+    dockerfile = list(instructions((REPOSITORY / "Dockerfile").read_text(encoding="utf-8")))
+    starts = [at for at, (name, _) in enumerate(dockerfile) if name == "FROM"]
+    stages = [dockerfile[a:b] for a, b in zip(starts, [*starts[1:], len(dockerfile)], strict=True)]
+    installs = ["gcc" in rest.split() for stage in stages for name, rest in stage if name == "RUN"]
+    assert any(installs)
+    last = [rest for name, rest in stages[-1] if name == "RUN"]
+    assert last
+    assert not any("gcc" in rest.split() or "apt-get" in rest for rest in last)
+    named = {rest.partition(" AS ")[2] for name, rest in dockerfile if name == "FROM"}
+    taken = [rest for name, rest in stages[-1] if name == "COPY" and rest.startswith("--from=")]
+    assert taken
+    assert all(rest.split()[0].removeprefix("--from=") in named for rest in taken)
+
+
+def test_every_c_file_is_built_and_shipped() -> None:
+    """A file that is not among the sources would be missed only when a function is called."""
+    tools = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    (extension,) = tools["ext-modules"]
+    native = REPOSITORY / "service/engine/native"
+    listed = {*extension["sources"], *extension["depends"]}
+    assert listed == {str(path.relative_to(REPOSITORY)) for path in native.iterdir()}
 
 
 def test_the_image_runs_as_nobody_in_particular_and_compose_keeps_it_small() -> None:

@@ -19,18 +19,19 @@ from torch.nn import functional as F
 
 from masks_store import Backbone, Claim, InvalidInput, Overlay, adapter_sites, plain_arithmetic
 
+from .compiled import compiled, describe
 from .forward import Body, Segment, features
 from .layout import DTYPES, Weights, own_key, own_weights
 from .operators import Kernels
-from .overlay import DeviceOverlay, frame_of, size_of
+from .overlay import DeviceOverlay, frame_of
 from .program import Conv, trace
-from .rows import Row, RowForm, Rows, addresses_of
+from .rows import Addressed, Row, RowForm, addresses_of
 from .shared import Shared
 from .slots import Slots
 from .stages import Stage, Stages, bucket_of
 from .ways import Ways, find_ways, settle
 
-BUILD = "folded-1"
+BUILD = "folded-2"
 """Changes whenever the engine may compute other numbers: cached probe results are kept under it."""
 
 VIEWS = 8
@@ -65,6 +66,7 @@ class Engine:
         onednn: whether to use oneDNN's own order of the weights where that can be shown to be safe.
         ways: a GPU's fast ways; by default those that are found good on the device.
         graph_bytes: device memory for recorded forwards; by default an eighth of what is free.
+        native: whether tasks' adapters and norms are computed by the C function, on a CPU and where it is built.
 
     Raises:
         InvalidInput: no such device, or a network that cannot be traced.
@@ -81,6 +83,7 @@ class Engine:
         onednn: bool = True,
         ways: Ways | None = None,
         graph_bytes: int | None = None,
+        native: bool = True,
     ) -> None:
         self.device = find_device(device)
         self.ways = find_ways(self.device) if ways is None else ways
@@ -101,8 +104,10 @@ class Engine:
         body = backbone.shape_only()
         self._forms = [self._frame.row_form(adapter_sites(body, full=full).keys()) for full in (False, True)]
         constants = {index: backbone.tensors[name].to(self.device) for index, name in program.constants.items()}
+        self._compiled = native and self.device.type == "cpu" and compiled() is not None
         self._bodies = {
-            dtype: Body(self._frame, self._frame.layers(None, dtype, folds=False), constants) for dtype in DTYPES
+            dtype: Body(self._frame, self._frame.layers(None, dtype, folds=False, compiled=self._compiled), constants)
+            for dtype in DTYPES
         }
         self._onednn = onednn
 
@@ -110,8 +115,16 @@ class Engine:
     def build(self) -> str:
         """Names all that the numbers depend on besides the device and the dtype."""
         fast = [name for name in ("masking", "kernels", "capture") if getattr(self.ways, name) is not None]
-        plain = "" if self._onednn else " plain"
-        return " ".join([f"{BUILD}{plain}", *fast, f"torch-{torch.__version__}"])
+        kinds = f"{'' if self._onednn else ' plain'}{' native' if self._compiled else ''}"
+        return " ".join([f"{BUILD}{kinds}", *fast, f"torch-{torch.__version__}"])
+
+    @property
+    def computes(self) -> str:
+        """Who writes views and computes adapters, and why, for people."""
+        if self.device.type != "cpu":
+            found = [name for name in ("masking", "kernels") if getattr(self.ways, name) is not None]
+            return f"Triton's {' and '.join(found)}, on a GPU" if found else "torch's operators, on a GPU"
+        return describe()
 
     @property
     def device_name(self) -> str:
@@ -141,12 +154,12 @@ class Engine:
             weights: parameter name -> float32 weight, of a smaller network of its own (`masks_store.cut_view`) or of a
                 view that is in no pool yet (`masks_store.View.weights`).
         """
-        layers = self._frame.layers(overlay, dtype, folds=folds, onednn=self.shared.layout(dtype).onednn)
+        layers = self._frame.layers(overlay, dtype, folds=folds, compiled=self._compiled)
         head = (overlay.head_weight, overlay.head_bias)
         head_weight, head_bias = (tensor.to(self.device, torch.float32).contiguous() for tensor in head)
         own = None if weights is None else self._own(weights, layers.scales, dtype)
         row = None if folds or self._kernels.rows is None else self._row(overlay)
-        size = size_of(overlay) + (0 if row is None else row.numbers.nbytes)
+        size = layers.nbytes + head_weight.nbytes + head_bias.nbytes + (0 if row is None else row.numbers.nbytes)
         settle(self.device)
         return DeviceOverlay(version, layers, folds, head_weight, head_bias, size, shown, own, row)
 
@@ -158,7 +171,7 @@ class Engine:
     def bare(self, head: Tensor, dtype: str) -> DeviceOverlay:
         """The backbone alone under a head float32 [rows, features]: to warm up with, or to project features."""
         head, bias = head.to(self.device, torch.float32).contiguous(), torch.zeros(len(head), device=self.device)
-        layers = self._frame.layers(None, dtype, folds=True)
+        layers = self._frame.layers(None, dtype, folds=True, compiled=self._compiled)
         settle(self.device)
         return DeviceOverlay("bare", layers, True, head, bias, head.nbytes)
 
@@ -250,12 +263,12 @@ class Engine:
         segments: Sequence[Segment],
         *,
         folded: bool = False,
-        rows: Rows | None = None,
+        addressed: Addressed | None = None,
     ) -> Tensor:
         """uint8 [N, H, W, 3] -> float32 [N, features]."""
         inputs = self._kernels.pixels(pixels, self.backbone.manifest.preprocess, DTYPES[dtype])
         body = self._bodies[dtype]
-        return features(body, weights, segments, inputs, self._kernels, folded=folded, rows=rows).float()
+        return features(body, weights, segments, inputs, self._kernels, folded=folded, addressed=addressed).float()
 
     def _recorded(
         self, stage: Stage, weights: Weights, dtype: str, images: Sequence[Pictures], tasks: Sequence[DeviceOverlay]
@@ -267,7 +280,7 @@ class Engine:
             form, numbers = row.form, [task.row.numbers for task in tasks if task.row is not None]
 
             def compute(pixels: Tensor, given: Tensor) -> Tensor:
-                return self._features(tensors, dtype, pixels, [], rows=Rows(form, given))
+                return self._features(tensors, dtype, pixels, [], addressed=Addressed(form, given))
 
             given = addresses_of(numbers, counts, bucket_of(sum(counts)))
             name = f"rows of {len(form.tapped)}"

@@ -1,24 +1,24 @@
 """One forward pass for a batch that mixes tasks: shared layers once, each task's own on its rows.
 
-Convolutions and linear layers run once for the whole batch. Right behind one, the rows of each segment get their
-adapter and norm; where all rows take the same path nothing is cut or copied. Where the norm is in the weights already,
-a convolution, its bias, an addition and an activation are one operator. Where the operators can (`RowKernels`), one of
-them does what every row's own task has there.
+Convolutions and linear layers run once for the whole batch. Right behind one, each row gets its own task's adapter and
+norm, with an addition and an activation, in one operator (`behind.py`; on a GPU `RowKernels`). Where the norm is in the
+weights already, a convolution, its bias, an addition and an activation are one operator.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .operators import Kernels, finish
-from .overlay import Behind, Frame, Layers
-from .program import Call, Conv, Linear, LoneNorm, Norm, Ref
-from .rows import Rows
+from .behind import Behind, Rows
+from .operators import Kernels
+from .overlay import Frame, Layers
+from .program import Call, Conv, Linear, LoneNorm, Ref
+from .rows import Addressed
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def features(
     kernels: Kernels,
     *,
     folded: bool = False,
-    rows: Rows | None = None,
+    addressed: Addressed | None = None,
 ) -> Tensor:
     """Run the body once for a batch.
 
@@ -64,7 +64,7 @@ def features(
         images: normalised [N, 3, H, W] in the compute dtype.
         kernels: the operators to use.
         folded: whether the norm behind a layer is in its weight.
-        rows: what each row's task has behind the layers; there are no segments then.
+        addressed: what each row's task has behind the layers; there are no segments then.
 
     Returns:
         [N, features] in the compute dtype.
@@ -74,8 +74,8 @@ def features(
     values[0] = images
     for index, constant in body.constants.items():
         values[index] = constant
-    if rows is not None:
-        run: _Run = _Rowed(body, weights, rows, kernels)
+    if addressed is not None:
+        run: _Run = _Addressed(body, weights, addressed, kernels)
     else:
         run = (_Folded if folded else _Run)(body, weights, segments, kernels)
     for step, done in zip(program.steps, program.last_reads, strict=True):
@@ -84,7 +84,7 @@ def features(
         elif isinstance(step, Linear):
             values[step.out] = run.linear(step, values[step.source])
         elif isinstance(step, LoneNorm):
-            values[step.out] = run.lone_norm(step.norm, values[step.source])
+            values[step.out] = run.lone_norm(step, values[step.source])
         else:
             values[step.out] = _call(step, values)
         for index in done:
@@ -93,103 +93,85 @@ def features(
 
 
 class _Run:
-    """One forward's fixed arguments."""
+    """One forward's fixed arguments, and what its rows have behind each layer, which is worked out once."""
 
     def __init__(
         self, body: Body, weights: Mapping[str, Tensor], segments: Sequence[Segment], kernels: Kernels
     ) -> None:
-        self.body = body
         self.weights = weights
-        self.segments = segments
         self.kernels = kernels
+        self.rows = {
+            module: Rows([(s.start, s.stop, s.layers.behind.get(module, default)) for s in segments])
+            for module, default in self.defaults(body).items()
+        }
+
+    def defaults(self, body: Body) -> Mapping[str, Behind]:
+        """What the backbone has behind each layer that this forward looks behind."""
+        return body.layers.behind
 
     def conv(self, step: Conv, x: Tensor, add: Tensor | None) -> Tensor:
-        weight, behind = self.weights[step.weight], self.behind(step.module)
-        bias = behind[0].bias if _one(b.bias for b in behind) else None
-        if _one(behind) and behind[0].taps is None and behind[0].norm is None:
-            return self.kernels.conv2d(x, weight, bias, step, add, step.act)
-        y = self.kernels.conv2d(x, weight, bias, step, None, None)
-        if _one(behind) and behind[0].taps is not None:
-            return self.kernels.depthwise(y, behind[0].taps, behind[0].shift, add, step.act, reuse=step.reuse)
-        return finish(self.after(y, behind, step.norm, biased=bias is not None), add, step.act)
+        weight, rows = self.weights[step.weight], self.rows[step.module]
+        if rows.one is not None and rows.one.alone:
+            return self.kernels.conv2d(x, weight, rows.one.bias, step, add, step.act)
+        y = self.kernels.conv2d(x, weight, None if rows.compiled else rows.bias, step, None, None)
+        return self.kernels.behind(y, rows, add, step.act)
 
     def linear(self, step: Linear, x: Tensor) -> Tensor:
-        behind = self.behind(step.module)
-        bias = behind[0].bias if _one(b.bias for b in behind) else None
-        y = self.kernels.linear(x, self.weights[step.weight], bias)
-        return self.after(y, behind, step.norm, biased=bias is not None)
+        weight, rows = self.weights[step.weight], self.rows[step.module]
+        if rows.one is not None and rows.one.alone:
+            return self.kernels.linear(x, weight, rows.one.bias)
+        return self.kernels.behind(self.kernels.linear(x, weight, None if rows.compiled else rows.bias), rows)
 
-    def lone_norm(self, norm: Norm, x: Tensor) -> Tensor:
-        return self.after(x, self.behind(norm.module), norm, biased=True)
-
-    def after(self, y: Tensor, behind: Sequence[Behind], norm: Norm | None, *, biased: bool) -> Tensor:
-        """What each segment has behind a shared layer: the rows [N, C, …] of all, in new memory or in y's."""
-        if _one(behind):
-            return self.own(y, behind[0], norm, biased=biased)
-        out = torch.empty_like(y)
-        for segment, own in zip(self.segments, behind, strict=True):
-            rows = slice(segment.start, segment.stop)
-            out[rows] = self.own(y[rows], own, norm, biased=biased)
-        return out
-
-    def own(self, y: Tensor, own: Behind, norm: Norm | None, *, biased: bool) -> Tensor:
-        if own.bias is not None and not biased:
-            y = y + own.bias.view(1, -1, *(1,) * (y.dim() - 2))
-        if own.taps is not None:
-            return self.kernels.depthwise(y, own.taps, own.shift, None, None, reuse=False)
-        if own.norm is None or norm is None:
-            return y
-        t = own.norm
-        return self.kernels.batch_norm(y, t.running_mean, t.running_var, t.weight, t.bias, False, 0.0, norm.eps)
-
-    def behind(self, module: str) -> list[Behind]:
-        """Behind one layer, for each segment."""
-        default = self.body.layers.behind[module]
-        return [segment.layers.behind.get(module, default) for segment in self.segments]
+    def lone_norm(self, step: LoneNorm, x: Tensor) -> Tensor:
+        return self.kernels.behind(x, self.rows[step.norm.module], fresh=False)
 
 
 class _Folded(_Run):
-    """A forward whose weights have the norms in them."""
+    """A forward whose weights have the norms behind them in them."""
+
+    def __init__(
+        self, body: Body, weights: Mapping[str, Tensor], segments: Sequence[Segment], kernels: Kernels
+    ) -> None:
+        super().__init__(body, weights, segments, kernels)
+        self.biases = segments[0].layers.biases
+
+    def defaults(self, body: Body) -> Mapping[str, Behind]:
+        lone = (step.norm.module for step in body.frame.program.steps if isinstance(step, LoneNorm))
+        return {module: body.layers.behind[module] for module in lone}
 
     def conv(self, step: Conv, x: Tensor, add: Tensor | None) -> Tensor:
-        weight, bias = self.weights[step.weight], self.segments[0].layers.biases[step.weight]
-        return self.kernels.conv2d(x, weight, bias, step, add, step.act)
+        return self.kernels.conv2d(x, self.weights[step.weight], self.biases[step.weight], step, add, step.act)
 
     def linear(self, step: Linear, x: Tensor) -> Tensor:
-        return self.kernels.linear(x, self.weights[step.weight], self.segments[0].layers.biases[step.weight])
+        return self.kernels.linear(x, self.weights[step.weight], self.biases[step.weight])
 
 
-class _Rowed(_Run):
+class _Addressed(_Run):
     """A forward in which each row's own numbers are found at its address."""
 
-    def __init__(self, body: Body, weights: Mapping[str, Tensor], rows: Rows, kernels: Kernels) -> None:
-        super().__init__(body, weights, [Segment(0, len(rows.addresses), _NOTHING)], kernels)
+    def __init__(self, body: Body, weights: Mapping[str, Tensor], addressed: Addressed, kernels: Kernels) -> None:
+        super().__init__(body, weights, [Segment(0, len(addressed.addresses), _NOTHING)], kernels)
         assert kernels.rows is not None
-        self.own_rows = kernels.rows
-        self.rows = rows
+        self.by_row = kernels.rows
+        self.addresses = addressed.addresses
+        self.form = addressed.form
 
     def conv(self, step: Conv, x: Tensor, add: Tensor | None) -> Tensor:
-        form, weight = self.rows.form, self.weights[step.weight]
-        column = form.columns.get(step.module)
+        weight, column = self.weights[step.weight], self.form.columns.get(step.module)
         if column is None:
             return self.kernels.conv2d(x, weight, None, step, add, step.act)
-        if step.module not in form.tapped:
+        if step.module not in self.form.tapped:
             y = self.kernels.conv2d(x, weight, None, step, None, None)
-            return self.own_rows.scale(y, self.rows.addresses, column, add, step.act)
-        y = self.kernels.conv2d(x, weight, self.behind(step.module)[0].bias, step, None, None)
-        return self.own_rows.taps(y, self.rows.addresses, column, add, step.act)
+            return self.by_row.scale(y, self.addresses, column, add, step.act)
+        y = self.kernels.conv2d(x, weight, self.rows[step.module].bias, step, None, None)
+        return self.by_row.taps(y, self.addresses, column, add, step.act)
 
-    def lone_norm(self, norm: Norm, x: Tensor) -> Tensor:
+    def lone_norm(self, step: LoneNorm, x: Tensor) -> Tensor:
         y = x.clone(memory_format=torch.preserve_format)  # others may read x
-        return self.own_rows.scale(y, self.rows.addresses, self.rows.form.columns[norm.module], None, None)
+        return self.by_row.scale(y, self.addresses, self.form.columns[step.norm.module], None, None)
 
 
 _NOTHING = Layers("", {}, {}, {})
-
-
-def _one(items: Iterable[object]) -> bool:
-    """Whether all are the same object."""
-    return len({id(item) for item in items}) == 1
 
 
 def _call(step: Call, values: Sequence[Any]) -> Any:

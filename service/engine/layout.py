@@ -116,12 +116,6 @@ def reordered(weight: Tensor, conv: Conv, size: tuple[int, int]) -> Tensor:
     return reorder(weight.contiguous(), *geometry, [8, channels, *size])
 
 
-def reordered_taps(taps: Tensor) -> Tensor:
-    """An adapter's depthwise kernels [C, 1, 3, 3] in the order that oneDNN wants."""
-    reorder = torch.ops.mkldnn._reorder_convolution_weight
-    return reorder(taps.contiguous(), [1, 1], [1, 1], [1, 1], len(taps), None)
-
-
 def memory_of(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """The memory of an opaque oneDNN tensor, as [its length]; valid as long as the tensor lives."""
     length = torch.ops.mkldnn._nbytes(tensor)
@@ -260,14 +254,9 @@ class Layout:
     total: int
 
     @property
-    def onednn(self) -> frozenset[str]:
-        """The parameters that lie as oneDNN wants them."""
-        return frozenset(name for name, place in self.places.items() if isinstance(place, OneDNN))
-
-    @property
     def in_one_piece(self) -> bool:
         """Whether a view lies in one piece of memory, each layer where its bits lie in a mask."""
-        return not self.onednn
+        return not any(isinstance(place, OneDNN) for place in self.places.values())
 
     @property
     def nbytes(self) -> int:

@@ -9,18 +9,17 @@ in torch's operators is the fallback and the way on a GPU. Both give the same bi
 
 from __future__ import annotations
 
-import ctypes
 from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .compiled import MASKS, Compiled, compiled
+
 CHUNK = 1 << 17  # positions per step in torch: the temporaries stay in a core's cache
 _INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}
-_NAMES = {torch.float32: "taskpack_mask_f32", torch.bfloat16: "taskpack_mask_bf16"}
+_NAMES = dict(zip((torch.float32, torch.bfloat16), MASKS, strict=True))
 
 
 def write(out: Tensor, source: Tensor, bits: Tensor | None, scale: Tensor | None) -> None:
@@ -40,15 +39,13 @@ def write(out: Tensor, source: Tensor, bits: Tensor | None, scale: Tensor | None
         write_compiled(library, out, source, bits, scale)
 
 
-def write_compiled(
-    library: ctypes.CDLL, out: Tensor, source: Tensor, bits: Tensor | None, scale: Tensor | None
-) -> None:
+def write_compiled(library: Compiled, out: Tensor, source: Tensor, bits: Tensor | None, scale: Tensor | None) -> None:
     """`write` in C; all on the CPU."""
     length = len(out)
     span, period = (length, 1) if scale is None else (length // len(scale), scale.shape[1])
     held = None if scale is None else scale.contiguous()  # alive until the call is done
     pointers = (None if tensor is None else tensor.data_ptr() for tensor in (out, source, bits, held))
-    getattr(library, _NAMES[out.dtype])(*pointers, length, span, period)
+    getattr(library.library, _NAMES[out.dtype])(*pointers, length, span, period)
 
 
 def write_in_torch(out: Tensor, source: Tensor, bits: Tensor | None, scale: Tensor | None) -> None:
@@ -69,24 +66,6 @@ def write_in_torch(out: Tensor, source: Tensor, bits: Tensor | None, scale: Tens
         packed = bits[start // 8 : -(-part.stop // 8)]
         shown = _shown(integer, bits.device).index_select(0, packed.int()).view(-1)[: len(values)]
         torch.bitwise_and(values.view(integer), shown, out=out[part].view(integer))
-
-
-@cache
-def compiled() -> ctypes.CDLL | None:
-    """The C functions; None where the package was built without a compiler."""
-    found = (Path(__file__).with_name(f"_masking{suffix}") for suffix in EXTENSION_SUFFIXES)
-    path = next((path for path in found if path.exists()), None)
-    return None if path is None else load(path)
-
-
-def load(path: Path) -> ctypes.CDLL:
-    """`native/masking.c`, compiled. Its calls let go of the interpreter's lock."""
-    library = ctypes.CDLL(str(path))
-    for name in _NAMES.values():
-        function = getattr(library, name)
-        function.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 3
-        function.restype = None
-    return library
 
 
 @cache

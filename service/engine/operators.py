@@ -1,4 +1,5 @@
-"""The operators that a forward calls: torch's, and oneDNN's fused convolution where a weight lies as oneDNN wants it.
+"""The operators that a forward calls: torch's, oneDNN's fused convolution where a weight lies as oneDNN wants it, and
+what each row's own task has behind a layer (`behind.py`).
 
 `torch.ops.mkldnn` is private to torch: `layout.py` tries every layer at the start and falls back to plain weights,
 which `torch.nn.functional` takes.
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from masks_store import Preprocess, normalise
 
+from .behind import behind, finish
 from .program import Conv
 
 _FUSED: dict[str | None, tuple[str, list[float]]] = {
@@ -37,70 +39,28 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, step: Conv, add: Tens
         act: `relu`, `relu6` or None.
     """
     if weight.is_mkldnn:
-        assert not isinstance(step.padding, str)
-        geometry = (list(step.padding), list(step.stride), list(step.dilation), step.groups)
-        return _onednn(x, weight, bias, geometry, add, act, shape=_shape(x, weight, step), reuse=step.reuse)
+        return _onednn(x, weight, bias, step, add, act)
     return finish(F.conv2d(x, weight, bias, step.stride, step.padding, step.dilation, step.groups), add, act)
 
 
-def depthwise(
-    x: Tensor, taps: Tensor, bias: Tensor | None, add: Tensor | None, act: str | None, *, reuse: bool
-) -> Tensor:
-    """act(adapter(x) + bias + add), an adapter being a depthwise 3x3 that keeps the size.
-
-    Args:
-        x: [N, C, H, W], channels last.
-        taps: [C, 1, 3, 3], plain or as oneDNN wants it.
-        bias: [C].
-        add, act: as for `conv2d`.
-        reuse: whether the result may be written over `add`.
-    """
-    if taps.is_mkldnn:
-        return _onednn(x, taps, bias, ([1, 1], [1, 1], [1, 1], len(taps)), add, act, shape=x.shape, reuse=reuse)
-    return finish(F.conv2d(x, taps, bias, 1, 1, 1, len(taps)), add, act)
-
-
-_Geometry = tuple[list[int], list[int], list[int], int]
-"""Padding, stride, dilation, groups."""
-
-
-def _onednn(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    geometry: _Geometry,
-    add: Tensor | None,
-    act: str | None,
-    *,
-    shape: tuple[int, ...],
-    reuse: bool,
-) -> Tensor:
-    if add is None or act not in (None, "relu") or add.shape != shape:
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, step: Conv, add: Tensor | None, act: str | None) -> Tensor:
+    assert not isinstance(step.padding, str), "layout.py lays such a convolution's weight plainly"
+    geometry = (list(step.padding), list(step.stride), list(step.dilation), step.groups)
+    if add is None or act not in (None, "relu") or add.shape != _shape(x, weight, step):
         name, bounds = _FUSED[act if add is None else None]
         y = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *geometry, name, bounds, "")
         return y if add is None else finish(y, add, act)
-    if not (reuse and add.is_contiguous(memory_format=torch.channels_last)):
+    if not (step.reuse and add.is_contiguous(memory_format=torch.channels_last)):
         add = add.clone(memory_format=torch.channels_last)
     return torch.ops.mkldnn._convolution_pointwise_(add, x, weight, bias, *geometry, "add", 1.0, act, [], "")
 
 
 def _shape(x: Tensor, weight: Tensor, step: Conv) -> tuple[int, ...]:
     """Of the convolution's result."""
-    assert not isinstance(step.padding, str), "layout.py lays such a convolution's weight plainly"
+    assert not isinstance(step.padding, str)
     sizes = zip(x.shape[2:], weight.shape[2:], step.stride, step.padding, step.dilation, strict=True)
     sides = ((size + 2 * pad - far * (kernel - 1) - 1) // stride + 1 for size, kernel, stride, pad, far in sizes)
     return x.shape[0], weight.shape[0], *sides
-
-
-def finish(y: Tensor, add: Tensor | None, act: str | None) -> Tensor:
-    """act(y + add), in y's memory where the sum has y's shape."""
-    if add is not None:
-        y = y.add_(add) if add.shape == y.shape else y + add
-    if act == "relu":
-        y.relu_()
-    elif act == "relu6":
-        F.relu6(y, inplace=True)
-    return y
 
 
 def normalised(pixels: Tensor, preprocess: Preprocess, dtype: torch.dtype) -> Tensor:
@@ -130,8 +90,7 @@ class Kernels:
     """The operators of one engine; pass others to count, time or replace them."""
 
     conv2d: Callable[..., Tensor] = conv2d
-    depthwise: Callable[..., Tensor] = depthwise
     linear: Callable[..., Tensor] = F.linear
-    batch_norm: Callable[..., Tensor] = F.batch_norm
+    behind: Callable[..., Tensor] = behind
     pixels: Callable[..., Tensor] = normalised
     rows: RowKernels | None = None

@@ -15,44 +15,12 @@ from torch import Tensor
 
 from masks_store import Backbone, Overlay, identity_adapter
 
-from .layout import DTYPES, Weights, reordered_taps
+from .behind import Behind, NormTensors, table_of
+from .layout import DTYPES, Weights
 from .program import Conv, Linear, LoneNorm, Norm, Program
 from .rows import Row, RowForm
 
 NORM_FIELDS = ("weight", "bias", "running_mean", "running_var")
-
-
-@dataclass(frozen=True, slots=True)
-class NormTensors:
-    """One eval-mode BatchNorm's tensors, float32 [C] each."""
-
-    weight: Tensor
-    bias: Tensor
-    running_mean: Tensor
-    running_var: Tensor
-
-    def folded(self, eps: float) -> tuple[Tensor, Tensor]:
-        """The same as y = x * scale + shift: (scale, shift), float32 [C]."""
-        scale = self.weight.double() / torch.sqrt(self.running_var.double() + eps)
-        return scale.float(), (self.bias.double() - self.running_mean.double() * scale).float()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Behind:
-    """What a task has right behind one shared layer, in this order; tasks that share the object take the same path.
-
-    Attributes:
-        bias: [C] in the compute dtype.
-        taps: an adapter's depthwise kernels [C, 1, 3, 3] in the compute dtype, times the scale of the norm behind them;
-            as oneDNN wants them where the convolution's own weight is.
-        shift: that norm's [C], in the compute dtype.
-        norm: where there are no taps.
-    """
-
-    bias: Tensor | None = None
-    taps: Tensor | None = None
-    shift: Tensor | None = None
-    norm: NormTensors | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,6 +50,12 @@ class Layers:
         named = {name: bias for name, bias in self.biases.items() if bias is not None}
         parts = dict(zip(named, table.split([len(bias) for bias in named.values()]), strict=True))
         return replace(self, biases={name: parts.get(name) for name in self.biases}, bias_table=table)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        behind = [tensor for own in self.behind.values() for tensor in own.tensors]
+        return sum(t.nbytes for t in (*behind, *self.scales.values(), *self.biases.values()) if t is not None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,9 +102,7 @@ class Frame:
     biases: Mapping[str, Tensor]
     channels: Mapping[str, int]
 
-    def layers(
-        self, overlay: Overlay | None, dtype: str, *, folds: bool, onednn: Collection[str] = frozenset()
-    ) -> Layers:
+    def layers(self, overlay: Overlay | None, dtype: str, *, folds: bool, compiled: bool = False) -> Layers:
         """A task's tensors as the forward takes them.
 
         Args:
@@ -138,17 +110,17 @@ class Frame:
             dtype: `fp32` or `bf16`.
             folds: whether its norm goes into its view (`scales`, `biases`) or stays where it is (`behind`, which then
                 has what the task brings, and for the backbone everything).
-            onednn: parameter names of the convolutions whose weights lie as oneDNN wants them.
+            compiled: whether what it brings is for the C function (`Behind.table`) or for torch's operators.
         """
         device = self.device
-        folding = _Folding(self, overlay, device, DTYPES[dtype], onednn)
+        folding = _Folding(self, overlay, device, DTYPES[dtype], compiled=compiled)
         behind: dict[str, Behind] = {}
         scales: dict[str, Tensor] = {}
         biases: dict[str, Tensor | None] = {}
         for step in self.program.steps:
             if isinstance(step, LoneNorm):
                 if folding.brings(step.norm):
-                    behind[step.norm.module] = Behind(norm=folding.norm(step.norm))
+                    behind[step.norm.module] = folding.made(None, None, step.norm)
             elif isinstance(step, Conv | Linear) and folds:
                 scale, biases[step.weight] = folding.folded(step)
                 if scale is not None:
@@ -168,7 +140,7 @@ class Frame:
             form: with adapters wherever the task has one; where it has none, and the form does, it gets the identity.
         """
         device = self.device
-        folding = _Folding(self, overlay, device, torch.float32, frozenset())
+        folding = _Folding(self, overlay, device, torch.float32, compiled=False)
         parts: dict[str, list[Tensor]] = {}
         for step in self.program.steps:
             if isinstance(step, Linear):
@@ -231,13 +203,14 @@ class _Folding:
         overlay: Overlay | None,
         device: torch.device,
         dtype: torch.dtype,
-        onednn: Collection[str],
+        *,
+        compiled: bool,
     ) -> None:
         self.frame = frame
         self.overlay = overlay
         self.device = device
         self.dtype = dtype
-        self.onednn = onednn
+        self.compiled = compiled
 
     def brings(self, norm: Norm | None) -> bool:
         return norm is not None and (self.overlay is None or f"{norm.module}.weight" in self.overlay.norm)
@@ -262,17 +235,22 @@ class _Folding:
         return None if self.overlay is None else self.overlay.adapter.get(module)
 
     def behind(self, step: Conv | Linear) -> Behind:
-        bias, taps = self.bias(step.bias), self.adapter(step.module)
-        norm = None if step.norm is None else self.norm(step.norm)
-        bias = None if bias is None else bias.to(self.dtype)
+        return self.made(self.bias(step.bias), self.adapter(step.module), step.norm)
+
+    def made(self, bias: Tensor | None, taps: Tensor | None, norm: Norm | None) -> Behind:
+        """A bias, an adapter and a norm, in this order."""
+        taps, own = None if taps is None else self.full(taps), None if norm is None else self.norm(norm)
+        scale, shift = (None, None) if own is None or norm is None else own.folded(norm.eps)
+        narrow = None if bias is None else bias.to(self.dtype)
+        if self.compiled:
+            table = table_of(bias, taps, scale, shift)
+            return Behind(bias=narrow, table=table, alone=taps is None and own is None)
         if taps is None:
-            return Behind(bias=bias, norm=norm)
-        taps, shift = self.full(taps), None
-        if norm is not None and step.norm is not None:
-            scale, shift = norm.folded(step.norm.eps)
-            taps, shift, norm = taps * scale.view(-1, 1, 1, 1), shift.to(self.dtype), None
-        taps = taps.to(self.dtype).contiguous()
-        return Behind(bias, reordered_taps(taps) if step.weight in self.onednn else taps, shift, norm)
+            eps = 0.0 if norm is None else norm.eps
+            return Behind(bias=narrow, norm=own, eps=eps, alone=own is None)
+        if scale is not None and shift is not None:
+            taps, shift = taps * scale.view(-1, 1, 1, 1), shift.to(self.dtype)
+        return Behind(bias=narrow, taps=taps.to(self.dtype).contiguous(), shift=shift)
 
     def folded(self, step: Conv | Linear) -> tuple[Tensor | None, Tensor | None]:
         """(scale of the weight, bias behind it)."""
@@ -310,12 +288,6 @@ def frame_of(program: Program, backbone: Backbone, device: torch.device) -> Fram
     steps = [step for step in program.steps if isinstance(step, Conv | Linear)]
     channels = {name: len(kept) for name, kept in backbone.kept.items()}
     return Frame(program, norms, {step.bias: full(step.bias) for step in steps if step.bias is not None}, channels)
-
-
-def size_of(overlay: Overlay) -> int:
-    """Bytes of an overlay's tensors on the device."""
-    parts = [*overlay.norm.values(), *overlay.bias.values(), *overlay.adapter.values()]
-    return sum(tensor.numel() * 4 for tensor in (*parts, overlay.head_weight, overlay.head_bias))
 
 
 def _key(overlay: Overlay) -> str:

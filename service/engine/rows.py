@@ -36,7 +36,7 @@ class Row:
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class Addressed:
     """A batch's.
 
     Attributes:

@@ -9,14 +9,21 @@ from pathlib import Path
 import pytest
 
 from masks_store import Store
+from service.engine.compiled import Compiled, load
 
-from . import live
+from . import live, native
 from .web import Web, make_store, running
 
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    """The engine's C functions, compiled from the source as it is now."""
+    return load(native.build(tmp_path_factory.mktemp("native") / "native.so"))
 
 
 @pytest.fixture(scope="session")

@@ -173,6 +173,7 @@ def rig(
     dtype: str = "fp32",
     device: str = "cpu",
     onednn: bool = True,
+    native: bool = True,
     ways: Ways | None = None,
     graph_bytes: int | None = None,
 ) -> Rig:
@@ -183,6 +184,7 @@ def rig(
         slot_bytes=slot_bytes,
         kernels=kernels,
         onednn=onednn,
+        native=native,
         ways=ways,
         graph_bytes=graph_bytes,
     )

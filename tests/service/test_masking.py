@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
-import shutil
-import subprocess
-from pathlib import Path
-
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from service.engine.masking import load, write_compiled, write_in_torch
-
-SOURCE = Path(__file__).parents[2] / "service/engine/native/masking.c"
-FLAGS = ["-O3", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The C source as it is now."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("there is no C compiler here")
-    made = tmp_path_factory.mktemp("native") / "masking.so"
-    subprocess.run([compiler, *FLAGS, "-o", str(made), str(SOURCE)], check=True)
-    return load(made)
+from service.engine.compiled import Compiled
+from service.engine.masking import write_compiled, write_in_torch
 
 
 def twin(source: Tensor, shown: np.ndarray | None, scale: Tensor | None) -> Tensor:
@@ -64,7 +45,7 @@ def cases(draw: st.DrawFn) -> tuple[Tensor, np.ndarray | None, Tensor | None]:
 @settings(max_examples=150, deadline=None)
 @given(cases())
 def test_c_and_torch_write_the_bits_of_the_twin(
-    library: ctypes.CDLL, case: tuple[Tensor, np.ndarray | None, Tensor | None]
+    library: Compiled, case: tuple[Tensor, np.ndarray | None, Tensor | None]
 ) -> None:
     source, shown, scale = case
     bits = None
@@ -79,7 +60,7 @@ def test_c_and_torch_write_the_bits_of_the_twin(
         assert out.view(torch.uint8).tolist() == expected.view(torch.uint8).tolist()
 
 
-def test_a_layer_of_many_steps_is_written_to_its_end(library: ctypes.CDLL) -> None:
+def test_a_layer_of_many_steps_is_written_to_its_end(library: Compiled) -> None:
     random = torch.Generator().manual_seed(0)
     source, scale = torch.randn(27 * 12000, generator=random), torch.randn((12000, 1), generator=random)
     shown = torch.rand(len(source), generator=random).numpy() < 0.5

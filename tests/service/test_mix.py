@@ -26,6 +26,7 @@ from masks_store import (
     view_of,
 )
 from service.engine import DeviceOverlay, Engine, Kernels, Logits, Pictures
+from service.engine.behind import Rows
 from service.engine.layout import OneDNN
 from service.residency import load_pooled
 
@@ -37,8 +38,8 @@ PICTURES = 6
 
 
 @cache
-def made() -> rig.Rig:
-    return rig.rig(zoo.backbone(keep=0.5))
+def made(*, native: bool = True) -> rig.Rig:
+    return rig.rig(zoo.backbone(keep=0.5), native=native)
 
 
 @cache
@@ -63,10 +64,11 @@ def batches(draw: st.DrawFn) -> list[tuple[str, int]]:
     return draw(st.lists(st.tuples(st.sampled_from(names), st.integers(0, PICTURES - 1)), min_size=1, max_size=8))
 
 
-@settings(max_examples=60, deadline=None)
-@given(batches())
-def test_any_mix_in_any_order_gives_each_task_its_eager_logits(batch: list[tuple[str, int]]) -> None:
-    answers = made().run([name for name, _ in batch], [pictures(number) for _, number in batch])
+@pytest.mark.parametrize("native", [True, False])
+@settings(max_examples=40, deadline=None)
+@given(batch=batches())
+def test_any_mix_in_any_order_gives_each_task_its_eager_logits(native: bool, batch: list[tuple[str, int]]) -> None:
+    answers = made(native=native).run([name for name, _ in batch], [pictures(number) for _, number in batch])
     for (name, number), got in zip(batch, answers, strict=True):
         rig.check(expected(name, number), got, f"{name} in {batch}")
 
@@ -80,35 +82,38 @@ def test_the_order_in_which_tasks_come_changes_no_bit(names: list[str]) -> None:
 
 
 class Counting:
-    """The real operators, and a count of their calls."""
+    """The real operators, and a count of calls and rows: of each weight, and of what each task has behind a layer."""
 
     def __init__(self) -> None:
-        self.weights: Counter[int] = Counter()
+        self.calls: Counter[int] = Counter()
         self.rows: Counter[int] = Counter()
-        self.norms = 0
+        self.weights: set[int] = set()
+        self.behinds = 0
 
     def kernels(self) -> Kernels:
-        return Kernels(self.conv2d, self.depthwise, self.linear, self.batch_norm)
+        return Kernels(self.conv2d, self.linear, self.behind)
 
     def conv2d(self, x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-        self.note(x, weight)
+        self.note_weight(x, weight)
         return Kernels().conv2d(x, weight, *rest)
 
-    def depthwise(self, x: Tensor, taps: Tensor, *rest: Any, reuse: bool) -> Tensor:
-        self.note(x, taps)
-        return Kernels().depthwise(x, taps, *rest, reuse=reuse)
-
     def linear(self, x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-        self.note(x, weight)
+        self.note_weight(x, weight)
         return F.linear(x, weight, *rest)
 
-    def batch_norm(self, x: Tensor, *rest: Any) -> Tensor:
-        self.norms += 1
-        return F.batch_norm(x, *rest)
+    def behind(self, y: Tensor, rows: Rows, *rest: Any, **options: Any) -> Tensor:
+        self.behinds += 1
+        for start, stop, own in rows.parts:
+            self.note(own, stop - start)
+        return Kernels().behind(y, rows, *rest, **options)
 
-    def note(self, x: Tensor, weight: Tensor) -> None:
-        self.weights[id(weight)] += 1
-        self.rows[id(weight)] += x.shape[0]
+    def note_weight(self, x: Tensor, weight: Tensor) -> None:
+        self.weights.add(id(weight))
+        self.note(weight, len(x))
+
+    def note(self, what: object, rows: int) -> None:
+        self.calls[id(what)] += 1
+        self.rows[id(what)] += rows
 
 
 def test_a_batch_of_tasks_of_one_base_runs_each_shared_layer_exactly_once() -> None:
@@ -118,13 +123,13 @@ def test_a_batch_of_tasks_of_one_base_runs_each_shared_layer_exactly_once() -> N
     images = [rig.pictures(own.backbone, 2, seed) for seed in range(len(names))]
     own.run(names, images)
     shared = {id(weight) for weight in own.engine.shared.base("fp32").tensors.values()}
-    assert {weight: count.weights[weight] for weight in shared} == dict.fromkeys(shared, 1)
+    assert count.weights == shared
+    assert {weight: count.calls[weight] for weight in shared} == dict.fromkeys(shared, 1)
     assert {count.rows[weight] for weight in shared} == {8}
-    behind = [own.loaded[name].layers.behind.values() for name in names]
-    adapters = {id(own.taps) for one in behind for own in one if own.taps is not None}
-    assert {count.weights[taps] for taps in adapters} == {1}, "an adapter runs once, for its own rows"
-    assert {count.rows[taps] for taps in adapters} == {4, 2}
-    assert set(count.weights) == shared | adapters
+    for name, rows in {"clr-a": 4, "clr-b": 2, "bn": 2}.items():
+        behind = {id(what) for what in own.loaded[name].layers.behind.values()}
+        assert {count.calls[what] for what in behind} == {1}, f"what {name} has behind a layer runs once"
+        assert {count.rows[what] for what in behind} == {rows}, f"for the rows of {name}"
 
 
 def test_tasks_that_lay_the_same_over_the_body_share_a_pass_with_their_norm_in_the_weights() -> None:
@@ -132,8 +137,8 @@ def test_tasks_that_lay_the_same_over_the_body_share_a_pass_with_their_norm_in_t
     own = rig.rig(zoo.backbone(keep=0.5), kernels=count.kernels())
     names = ["packnet-norm-child", "linear-on-child"]  # the child inherits its base's norm
     own.run(names, [rig.pictures(own.backbone, 1, seed) for seed in range(2)])
-    assert count.norms == 0
-    assert set(count.weights.values()) == {1}
+    assert count.behinds == 0
+    assert set(count.calls.values()) == {1}
     assert set(count.rows.values()) == {2}
 
 
@@ -259,8 +264,9 @@ def test_registering_and_deleting_while_a_forward_runs_changes_no_bit() -> None:
     assert written[0] > 20, "claims came and went while the forwards ran"
 
 
-def test_bf16_tasks_stay_within_the_probes_bound_alone_and_mixed() -> None:
-    own = rig.rig(zoo.backbone(keep=0.5), dtype="bf16")
+@pytest.mark.parametrize("native", [True, False])
+def test_bf16_tasks_stay_within_the_probes_bound_alone_and_mixed(native: bool) -> None:
+    own = rig.rig(zoo.backbone(keep=0.5), dtype="bf16", native=native)
     for sight in {own.sight(name) for name in own.tasks}:
         names = [name for name in own.tasks if own.sight(name) == sight]
         images = [rig.pictures(own.backbone, 2, seed) for seed in range(len(names))]

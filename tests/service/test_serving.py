@@ -17,6 +17,7 @@ from torch import Tensor
 
 from masks_store import InvalidInput, NotFound, Store, probe_faults, read_artifact
 from service.engine import DeadlinePassed, Draining, Kernels, QueueFull, VersionFailed
+from service.engine.behind import Behind, Rows
 from service.serving import Serving
 
 from .. import zoo
@@ -53,17 +54,15 @@ class Gate:
         assert await asyncio.to_thread(self.entered.wait, 30)
 
 
-def dense(taps: Tensor) -> Tensor:
-    """Taps that may lie as oneDNN wants them, row-major."""
-    return taps.to_dense() if taps.is_mkldnn else taps
-
-
-def made_of(taps: Tensor, kernel: Tensor) -> bool:
+def made_of(own: Behind, kernel: Tensor) -> bool:
     """Whether an adapter's folded taps are these kernels [C, 1, 3, 3], each times a number, to bf16's precision."""
-    taps = dense(taps)
-    if taps.shape != kernel.shape:
+    taps = own.taps
+    if own.table is not None and len(own.table) > 2:
+        taps = own.table[1:10, : len(kernel)].T
+    if taps is None or taps.numel() != kernel.numel():
         return False
-    scaled = [t.float().flatten(1) / t.float().flatten(1).norm(dim=1, keepdim=True) for t in (taps, kernel)]
+    scaled = [t.float().reshape(len(kernel), 9) for t in (taps, kernel)]
+    scaled = [t / t.norm(dim=1, keepdim=True) for t in scaled]
     return bool(((scaled[0] * scaled[1]).sum(dim=1).abs() > 0.9999).all())
 
 
@@ -263,13 +262,15 @@ async def test_a_version_whose_probe_fails_here_never_answers_and_the_others_do(
     images = rig.pictures(store.backbone, 1, 5)
     kernel = read_artifact(bad_bytes).tensors["adapter/conv1"]
 
-    def depthwise(x: Tensor, taps: Tensor, *rest: Any, reuse: bool) -> Tensor:
+    def behind(y: Tensor, rows: Rows, *rest: Any, **options: Any) -> Tensor:
         """A device that computes one adapter wrongly."""
-        own = dense(taps) * 1.5 if made_of(taps, kernel) else taps
-        return Kernels().depthwise(x, own, *rest, reuse=reuse)
+        out = Kernels().behind(y, rows, *rest, **options)
+        for start, stop, own in rows.parts:
+            out[start:stop] *= 1.5 if made_of(own, kernel) else 1.0
+        return out
 
     bad = store.register(bad_bytes).version.version
-    async with live.serve(store, kernels=Kernels(depthwise=depthwise)) as serving:
+    async with live.serve(store, kernels=Kernels(behind=behind)) as serving:
         with pytest.raises(VersionFailed, match="off by"):
             await serving.infer(bad, images)
         assert serving.state(bad) == "failed"
@@ -277,7 +278,7 @@ async def test_a_version_whose_probe_fails_here_never_answers_and_the_others_do(
         found = store.probe_result(bad, serving.stats().build, serving.stats().device, "fp32")
         assert found is not None
         assert not found.ok
-    async with live.serve(store, kernels=Kernels(depthwise=depthwise)) as serving:
+    async with live.serve(store, kernels=Kernels(behind=behind)) as serving:
         await settled(serving)
         assert serving.state(bad) == "failed", "the recorded result counts at the next start"
 
@@ -331,12 +332,14 @@ async def test_in_bf16_a_version_is_computed_in_bf16_or_falls_back_to_fp32(store
     kernel = read_artifact(coarse_bytes).tensors["adapter/conv1"]
     images = rig.pictures(store.backbone, 2, 5)
 
-    def depthwise(x: Tensor, taps: Tensor, *rest: Any, reuse: bool) -> Tensor:
+    def behind(y: Tensor, rows: Rows, *rest: Any, **options: Any) -> Tensor:
         """A device whose bf16 is bad for one adapter."""
-        wrong = taps.dtype == torch.bfloat16 and made_of(taps, kernel)
-        return Kernels().depthwise(x, dense(taps) * 3 if wrong else taps, *rest, reuse=reuse)
+        out = Kernels().behind(y, rows, *rest, **options)
+        for start, stop, own in rows.parts:
+            out[start:stop] *= 3.0 if y.dtype == torch.bfloat16 and made_of(own, kernel) else 1.0
+        return out
 
-    async with live.serve(store, dtype="bf16", kernels=Kernels(depthwise=depthwise)) as serving:
+    async with live.serve(store, dtype="bf16", kernels=Kernels(behind=behind)) as serving:
         got = (await serving.infer(good, images)).logits
         reference = live.expected(store, good, images)
         off = (torch.from_numpy(got) - reference).abs().max() / reference.std(correction=0)
@@ -353,13 +356,13 @@ async def test_a_version_that_breaks_a_forward_takes_no_other_down(store: Store)
     broken = threading.Event()
     gate = Gate()
 
-    def depthwise(x: Tensor, taps: Tensor, *rest: Any, reuse: bool) -> Tensor:
-        if broken.is_set() and made_of(taps, kernel):
+    def behind(y: Tensor, rows: Rows, *rest: Any, **options: Any) -> Tensor:
+        if broken.is_set() and any(made_of(own, kernel) for _, _, own in rows.parts):
             raise RuntimeError("the device gave up")
-        return Kernels().depthwise(x, taps, *rest, reuse=reuse)
+        return Kernels().behind(y, rows, *rest, **options)
 
     images = rig.pictures(store.backbone, 1, 5)
-    async with live.serve(store, kernels=Kernels(conv2d=gate.conv2d, depthwise=depthwise)) as serving:
+    async with live.serve(store, kernels=Kernels(conv2d=gate.conv2d, behind=behind)) as serving:
         await settled(serving)
         gate.shut()
         first = asyncio.create_task(serving.infer(good, images))

@@ -16,10 +16,11 @@ from torch.nn import functional as F
 
 from masks_store import Preprocess
 
+from ..behind import finish
 from ..blocks import blocks_of
 from ..layout import DTYPES, layout_of
 from ..masking import write_in_torch
-from ..operators import finish, normalised
+from ..operators import normalised
 from ..program import Conv
 from ..rows import addresses_of
 from ..ways import Ways

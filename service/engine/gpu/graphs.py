@@ -46,5 +46,5 @@ def _record(work: Callable[[], None], stream: torch.cuda.Stream) -> Recorded:
 
 @cache
 def _recording_stream(device: torch.device) -> torch.cuda.Stream:
-    """torch hands out few streams, in turn: one of another priority is no stage's, whose work would be recorded too."""
+    """Torch hands out few streams, in turn: one of another priority is no stage's, whose work would be recorded too."""
     return torch.cuda.Stream(device, priority=-1)

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from masks_store import Preprocess
 
-from ..operators import Kernels, RowKernels, finish
+from ..behind import finish
+from ..operators import Kernels, RowKernels
 from ..program import Conv
 
 ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2}
