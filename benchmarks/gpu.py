@@ -412,7 +412,7 @@ def profile(name: str, call: Call) -> None:
         for _ in range(5):
             call()
         torch.cuda.synchronize()
-    table = found.key_averages().table(sort_by="self_cuda_time_total", row_limit=12, max_name_column_width=60)
+    table = found.key_averages().table(sort_by="self_device_time_total", row_limit=12, max_name_column_width=60)
     print(f"\n{name}, five runs\n{table}")
 
 
