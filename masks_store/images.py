@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -126,6 +127,12 @@ def normalise(batch: Tensor, preprocess: Preprocess) -> Tensor:
     Returns:
         float32 [N, 3, H, W] on the same device.
     """
-    mean = torch.tensor(preprocess.mean, dtype=torch.float32, device=batch.device).view(3, 1, 1)
-    std = torch.tensor(preprocess.std, dtype=torch.float32, device=batch.device).view(3, 1, 1)
+    mean, std = (_per_channel(values, batch.device) for values in (preprocess.mean, preprocess.std))
     return batch.to(torch.float32).div_(255.0).sub_(mean).div_(std)
+
+
+@cache
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """[3, 1, 1]; brought to a device once, for a copy from the host cannot be part of a CUDA graph."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1)

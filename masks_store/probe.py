@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import threading
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -150,10 +152,28 @@ def check_probe(
 
 @contextlib.contextmanager
 def plain_arithmetic() -> Generator[None]:
-    """fp32 as written: no TF32 on a GPU while the block runs."""
-    matmul, conv = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    """fp32 as written: no TF32 on a GPU while the block runs, nor while another thread is in one."""
+    with _plain.lock:
+        if not _plain.inside:
+            _plain.before = bool(torch.backends.cuda.matmul.allow_tf32), bool(torch.backends.cudnn.allow_tf32)
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        _plain.inside += 1
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, conv
+        with _plain.lock:
+            _plain.inside -= 1
+            if not _plain.inside:
+                torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = _plain.before
+
+
+@dataclass
+class _Plain:
+    """The switches belong to the process: the last thread out sets them back."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)  # pyright: ignore[reportUnknownVariableType]
+    inside: int = 0
+    before: tuple[bool, bool] = (False, False)
+
+
+_plain = _Plain()

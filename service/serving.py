@@ -64,7 +64,8 @@ class Serving:
         store: whose versions are served.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         dtype: `fp32`, `bf16`, or `auto`: bf16 on a GPU, fp32 on a CPU.
-        workers: forwards at once; by default a worker per core, or one on a GPU, which takes no more.
+        workers: forwards at once; by default a worker per core, or one on a GPU, where a second writes its task's
+            weights while the first computes.
         worker_threads: threads inside a forward, on a CPU.
         max_batch: most images in a forward.
         queue_limit_s: longest estimated wait with which a request is accepted.
@@ -96,15 +97,11 @@ class Serving:
     ) -> None:
         found = find_device(device)
         self.dtype = ("bf16" if found.type == "cuda" else "fp32") if dtype == "auto" else dtype
-        count = 1 if found.type == "cuda" else workers or cores()
+        count = workers or (1 if found.type == "cuda" else cores())
         planned = plan(found)
         slots = planned.slots if slot_bytes is None else slot_bytes
         host = planned.host if host_bytes is None else host_bytes
         overlays = planned.overlays if overlay_bytes is None else overlay_bytes
-        self.chosen: dict[str, str | int] = {
-            "device": str(found), "dtype": self.dtype, "workers": count, "slot_bytes": slots, "host_bytes": host
-        }  # fmt: skip
-        """Arguments as they hold, chosen here where they were left open."""
         self._store = store
         self.image_size = store.backbone.manifest.image_size
         self._engine = Engine(
@@ -114,9 +111,14 @@ class Serving:
             readers=count + 1,  # the workers, and a registration's probe before they run
             kernels=kernels,
         )
-        log.info("views and adapters are computed by %s", self._engine.computes)
+        slots = min(slots, self._engine.slots.budget)  # a GPU takes no more than a few views
+        self.chosen: dict[str, str | int] = {
+            "device": str(found), "dtype": self.dtype, "workers": count, "slot_bytes": slots, "host_bytes": host
+        }  # fmt: skip
+        """Arguments as they hold, chosen here where they were left open."""
         delay = max_delay_s if found.type == "cuda" else 0.0
         self._batcher = Batcher(max_batch=max_batch, limit_s=queue_limit_s, workers=count, delay_s=delay)
+        log.info("views and adapters are computed by %s", self._engine.computes)
         self._workers = Workers(self._engine, self._batcher, count, worker_threads)
         self._residency = Residency(store, self._engine, host_bytes=host, overlay_bytes=overlays)
         dtypes = ("fp32",) if self.dtype == "fp32" else ("bf16", "fp32")

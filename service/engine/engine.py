@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from masks_store import Backbone, Claim, InvalidInput, Overlay, normalise, plain_arithmetic
+from masks_store import Backbone, Claim, InvalidInput, Overlay, adapter_sites, plain_arithmetic
 
 from .compiled import compiled, describe
 from .forward import Body, Segment, features
@@ -25,11 +25,17 @@ from .layout import DTYPES, Weights, own_key, own_weights
 from .operators import Kernels
 from .overlay import DeviceOverlay, frame_of
 from .program import Conv, trace
+from .rows import Addressed, Row, RowForm, addresses_of
 from .shared import Shared
 from .slots import Slots
+from .stages import Stage, Stages, bucket_of
+from .ways import Ways, find_ways, settle
 
 BUILD = "folded-2"
 """Changes whenever the engine may compute other numbers: cached probe results are kept under it."""
+
+VIEWS = 8
+"""Most float32 views that are kept where forwards are recorded."""
 
 Pictures = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
@@ -58,6 +64,8 @@ class Engine:
         readers: threads that run forwards at once.
         kernels: the operators to compute with.
         onednn: whether to use oneDNN's own order of the weights where that can be shown to be safe.
+        ways: a GPU's fast ways; by default those that are found good on the device.
+        graph_bytes: device memory for recorded forwards; by default an eighth of what is free.
         native: whether tasks' adapters and norms are computed by the C function, on a CPU and where it is built.
 
     Raises:
@@ -73,19 +81,28 @@ class Engine:
         readers: int = 1,
         kernels: Kernels | None = None,
         onednn: bool = True,
+        ways: Ways | None = None,
+        graph_bytes: int | None = None,
         native: bool = True,
     ) -> None:
         self.device = find_device(device)
+        self.ways = find_ways(self.device) if ways is None else ways
         self.backbone = backbone
         program = trace(backbone.shape_only())
         self._convs = {step.weight: step for step in program.steps if isinstance(step, Conv)}
         self._sizes = _sizes(backbone, self._convs)
-        self.shared = Shared(backbone, self.device, self._convs, self._sizes, onednn=onednn)
+        self.shared = Shared(backbone, self.device, self._convs, self._sizes, onednn=onednn, ways=self.ways)
+        if self.ways.capture is not None:  # a miss costs one launch, a view in a slot recordings of its own
+            slot_bytes = min(slot_bytes, VIEWS * self.shared.layout("fp32").nbytes)
         self.slots = Slots(self.shared, slot_bytes, readers)
-        self._kernels = kernels or Kernels()
+        side, room = backbone.manifest.image_size, graph_bytes if graph_bytes is not None else _an_eighth(self.device)
+        self._stages = Stages(self.device, side, self.ways.capture, room)
+        self._kernels = kernels or self.ways.kernels or Kernels()
         # alive in overlays:
         self._own_weights: weakref.WeakValueDictionary[str, Weights] = weakref.WeakValueDictionary()
         self._frame = frame_of(program, backbone, self.device)
+        body = backbone.shape_only()
+        self._forms = [self._frame.row_form(adapter_sites(body, full=full).keys()) for full in (False, True)]
         constants = {index: backbone.tensors[name].to(self.device) for index, name in program.constants.items()}
         self._compiled = native and self.device.type == "cpu" and compiled() is not None
         self._bodies = {
@@ -97,14 +114,16 @@ class Engine:
     @property
     def build(self) -> str:
         """Names all that the numbers depend on besides the device and the dtype."""
+        fast = [name for name in ("masking", "kernels", "capture") if getattr(self.ways, name) is not None]
         kinds = f"{'' if self._onednn else ' plain'}{' native' if self._compiled else ''}"
-        return f"{BUILD}{kinds} torch-{torch.__version__}"
+        return " ".join([f"{BUILD}{kinds}", *fast, f"torch-{torch.__version__}"])
 
     @property
     def computes(self) -> str:
         """Who writes views and computes adapters, and why, for people."""
         if self.device.type != "cpu":
-            return "torch's operators, on a GPU"
+            found = [name for name in ("masking", "kernels") if getattr(self.ways, name) is not None]
+            return f"Triton's {' and '.join(found)}, on a GPU" if found else "torch's operators, on a GPU"
         return describe()
 
     @property
@@ -139,23 +158,22 @@ class Engine:
         head = (overlay.head_weight, overlay.head_bias)
         head_weight, head_bias = (tensor.to(self.device, torch.float32).contiguous() for tensor in head)
         own = None if weights is None else self._own(weights, layers.scales, dtype)
-        return DeviceOverlay(
-            version,
-            layers,
-            folds,
-            head_weight,
-            head_bias,
-            layers.nbytes + head_weight.nbytes + head_bias.nbytes,
-            shown,
-            own,
-        )
+        row = None if folds or self._kernels.rows is None else self._row(overlay)
+        size = layers.nbytes + head_weight.nbytes + head_bias.nbytes + (0 if row is None else row.numbers.nbytes)
+        settle(self.device)
+        return DeviceOverlay(version, layers, folds, head_weight, head_bias, size, shown, own, row)
+
+    def _row(self, overlay: Overlay) -> Row | None:
+        """In the smallest form that has room for its adapters."""
+        form = next((form for form in self._forms if overlay.adapter.keys() <= form.tapped), None)
+        return None if form is None else self._frame.row(overlay, form)
 
     def bare(self, head: Tensor, dtype: str) -> DeviceOverlay:
         """The backbone alone under a head float32 [rows, features]: to warm up with, or to project features."""
         head, bias = head.to(self.device, torch.float32).contiguous(), torch.zeros(len(head), device=self.device)
-        return DeviceOverlay(
-            "bare", self._frame.layers(None, dtype, folds=True, compiled=self._compiled), True, head, bias, head.nbytes
-        )
+        layers = self._frame.layers(None, dtype, folds=True, compiled=self._compiled)
+        settle(self.device)
+        return DeviceOverlay("bare", layers, True, head, bias, head.nbytes)
 
     def claim(self, version: str, claim: Claim, values: Mapping[str, Tensor]) -> None:
         """Write a version's claim into the pool; changes no bit that another task reads."""
@@ -169,7 +187,8 @@ class Engine:
     def run(self, sight: Sight, dtype: str, images: Sequence[Pictures], tasks: Sequence[DeviceOverlay]) -> list[Logits]:
         """Answer requests whose tasks see the same shared weights: one forward for all that can share it.
 
-        Tasks that fold share one with those of the same norm, the others all with one another.
+        Tasks that fold share one with those of the same norm, the others all with one another; on a GPU with those
+        whose rows are of one form.
 
         Args:
             sight: what they see.
@@ -180,9 +199,10 @@ class Engine:
         Returns:
             float32 [n, classes] per request, in their order.
         """
-        shares: dict[str | None, list[int]] = {}
+        shares: dict[str | RowForm | None, list[int]] = {}
         for i, task in enumerate(tasks):
-            shares.setdefault(task.layers.key if task.folds else None, []).append(i)
+            form = None if task.row is None else task.row.form
+            shares.setdefault(task.layers.key if task.folds else form, []).append(i)
         answers: list[Logits] = [np.empty((0, 0), np.float32)] * len(tasks)
         for members in shares.values():
             own = [tasks[i] for i in members]
@@ -199,25 +219,91 @@ class Engine:
         order = sorted(range(len(tasks)), key=lambda i: (tasks[i].layers.key, tasks[i].version))
         counts = [len(images[i]) for i in order]
         starts = np.concatenate([[0], np.cumsum(counts)]).tolist()
-        with torch.inference_mode(), plain_arithmetic() if self.device.type == "cuda" else nullcontext():
-            batch = torch.from_numpy(np.concatenate([images[i] for i in order]))  # uint8 [N, H, W, 3]
-            pixels = batch.to(self.device).permute(0, 3, 1, 2)  # [N, 3, H, W], channels last in memory
-            inputs = normalise(pixels, self.backbone.manifest.preprocess).to(DTYPES[dtype])
-            segments = _segments([tasks[i] for i in order], starts)
-            body, folded = self._bodies[dtype], tasks[0].folds
-            rows = features(body, weights.tensors, segments, inputs, self._kernels, folded=folded)
-            rows = rows.float()  # [N, features]
+        stage = self._stages.of(weights)
+        arithmetic = plain_arithmetic() if self.device.type == "cuda" else nullcontext()
+        # The stage is held until the answer is on the host: what it computes with is free for others only then.
+        with torch.inference_mode(), arithmetic, stage.held(), stage.queue():
+            parts, own = [images[i] for i in order], [tasks[i] for i in order]
+            rows = self._recorded(stage, weights, dtype, parts, own)  # [N, features]
+            if rows is None:
+                pixels = torch.from_numpy(np.concatenate(parts)).to(self.device)  # uint8 [N, H, W, 3]
+                rows = self._features(weights.tensors, dtype, pixels, _segments(own, starts), folded=own[0].folds)
             spans: list[tuple[int, int, DeviceOverlay]] = []  # rows [start, stop) of each task
-            for _, group in groupby(range(len(order)), key=lambda at: tasks[order[at]].version):
+            for _, group in groupby(range(len(order)), key=lambda at: own[at].version):
                 at = list(group)
-                spans.append((starts[at[0]], starts[at[-1] + 1], tasks[order[at[0]]]))
-            heads = [F.linear(rows[a:b], task.head_weight, task.head_bias) for a, b, task in spans]  # [n, classes] each
-            flat = torch.cat([logits.reshape(-1) for logits in heads]).cpu().numpy()  # one transfer
+                spans.append((starts[at[0]], starts[at[-1] + 1], own[at[0]]))
+            by_row = self._logits(rows, spans)
+        return _per_request(by_row, spans, order, starts)
+
+    def _logits(self, rows: Tensor, spans: Sequence[tuple[int, int, DeviceOverlay]]) -> list[Logits]:
+        """float32 [N, features] and the rows of each task -> its logits, on the host; one transfer."""
+        if self._kernels.rows is not None and len(spans) > 1:
+            counts, tasks = [b - a for a, b, _ in spans], [task for _, _, task in spans]
+            weights = addresses_of([task.head_weight for task in tasks], counts, len(rows))
+            biases = addresses_of([task.head_bias for task in tasks], counts, len(rows))
+            classes = torch.tensor([len(task.head_bias) for task in tasks]).repeat_interleave(torch.tensor(counts))
+            # int64 [3, N]
+            given = torch.stack([weights, biases, classes]).to(self.device)
+            most = int(classes.max())
+            all_ = self._kernels.rows.heads(rows, given[0], given[1], given[2], most).cpu().numpy()  # [N, most]
+            return [all_[a:b, : len(task.head_bias)] for a, b, task in spans]
+        heads = [F.linear(rows[a:b], task.head_weight, task.head_bias) for a, b, task in spans]  # [n, classes] each
+        flat = torch.cat([logits.reshape(-1) for logits in heads]).cpu().numpy()
         by_row: list[Logits] = []
         for logits in heads:
             by_row.append(flat[: logits.numel()].reshape(tuple(logits.shape)))
             flat = flat[logits.numel() :]
-        return _per_request(by_row, spans, order, starts)
+        return by_row
+
+    def _features(
+        self,
+        weights: Mapping[str, Tensor],
+        dtype: str,
+        pixels: Tensor,
+        segments: Sequence[Segment],
+        *,
+        folded: bool = False,
+        addressed: Addressed | None = None,
+    ) -> Tensor:
+        """uint8 [N, H, W, 3] -> float32 [N, features]."""
+        inputs = self._kernels.pixels(pixels, self.backbone.manifest.preprocess, DTYPES[dtype])
+        body = self._bodies[dtype]
+        return features(body, weights, segments, inputs, self._kernels, folded=folded, addressed=addressed).float()
+
+    def _recorded(
+        self, stage: Stage, weights: Weights, dtype: str, images: Sequence[Pictures], tasks: Sequence[DeviceOverlay]
+    ) -> Tensor | None:
+        """float32 [N, features] from a recorded forward, or from a batch of rows; None where this batch is neither."""
+        counts = [len(part) for part in images]
+        layers, tensors, row = tasks[0].layers, weights.tensors, tasks[0].row
+        if row is not None:
+            form, numbers = row.form, [task.row.numbers for task in tasks if task.row is not None]
+
+            def compute(pixels: Tensor, given: Tensor) -> Tensor:
+                return self._features(tensors, dtype, pixels, [], addressed=Addressed(form, given))
+
+            given = addresses_of(numbers, counts, bucket_of(sum(counts)))
+            name = f"rows of {len(form.tapped)}"
+        elif tasks[0].folds and not layers.behind:  # norms before the convolutions are in no weight
+
+            def compute(pixels: Tensor, given: Tensor) -> Tensor:
+                segment = Segment(0, len(pixels), layers.with_biases(given))
+                return self._features(tensors, dtype, pixels, [segment], folded=True)
+
+            given = torch.empty(0, device=self.device) if layers.bias_table is None else layers.bias_table
+            name = "folded"
+        else:
+            return None
+        found = self._stages.run(stage, name, dtype, images, given, compute)
+        if found is None and row is not None:
+            pixels = torch.from_numpy(np.concatenate(images)).to(self.device)
+            return compute(pixels, given[: len(pixels)].to(self.device))
+        return found
+
+    @property
+    def recorded_bytes(self) -> int:
+        """Bytes of device memory that recorded forwards take now."""
+        return self._stages.nbytes
 
     def resident(self, sight: Sight, dtype: str) -> bool:
         """Whether the weights of this sight are loaded; a task that folds another norm may still need a view made."""
@@ -229,10 +315,14 @@ class Engine:
         base = sight.key == self.backbone.digest
         if base and not task.folds:
             return nullcontext(self.shared.base(dtype))
-        norm, scales = (f"norm {task.layers.key}", task.layers.scales) if task.folds else ("", {})
-        return self.slots.view(
-            (sight.key, norm), dtype, lambda out: self.shared.fill(out, dtype, task.shown, scales, base=base)
-        )
+        norm = f"norm {task.layers.key}" if task.folds else ""
+        return self.slots.view((sight.key, norm), dtype, lambda out: self._fill(out, dtype, task, base=base))
+
+    def _fill(self, out: Weights, dtype: str, task: DeviceOverlay, *, base: bool) -> None:
+        layers = task.layers
+        scales, table = (layers.scales, layers.scale_table) if task.folds else ({}, None)
+        with torch.inference_mode(), self._stages.of(out).queue():
+            self.shared.fill(out, dtype, task.shown, scales, base=base, scale_table=table)
 
     def _own(self, weights: Mapping[str, Tensor], scales: Mapping[str, Tensor], dtype: str) -> Weights:
         def scaled(name: str, weight: Tensor) -> Tensor:
@@ -264,6 +354,10 @@ def find_device(name: str) -> torch.device:
     if int(index or 0) >= gpus:
         raise InvalidInput(f"device {name!r} is not there: this machine has {gpus} usable GPU(s); try --device cpu")
     return torch.device("cuda", int(index or 0))
+
+
+def _an_eighth(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] // 8 if device.type == "cuda" else 0
 
 
 def _per_request(

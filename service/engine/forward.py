@@ -1,8 +1,8 @@
 """One forward pass for a batch that mixes tasks: shared layers once, each task's own on its rows.
 
 Convolutions and linear layers run once for the whole batch. Right behind one, each row gets its own task's adapter and
-norm, with an addition and an activation, in one operator (`behind.py`). Where the norm is in the weights already, a
-convolution, its bias, an addition and an activation are one operator.
+norm, with an addition and an activation, in one operator (`behind.py`; on a GPU `RowKernels`). Where the norm is in the
+weights already, a convolution, its bias, an addition and an activation are one operator.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .behind import Behind, Rows
 from .operators import Kernels
 from .overlay import Frame, Layers
 from .program import Call, Conv, Linear, LoneNorm, Ref
+from .rows import Addressed
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ def features(
     kernels: Kernels,
     *,
     folded: bool = False,
+    addressed: Addressed | None = None,
 ) -> Tensor:
     """Run the body once for a batch.
 
@@ -61,6 +64,7 @@ def features(
         images: normalised [N, 3, H, W] in the compute dtype.
         kernels: the operators to use.
         folded: whether the norm behind a layer is in its weight.
+        addressed: what each row's task has behind the layers; there are no segments then.
 
     Returns:
         [N, features] in the compute dtype.
@@ -70,7 +74,10 @@ def features(
     values[0] = images
     for index, constant in body.constants.items():
         values[index] = constant
-    run = _Folded(body, weights, segments, kernels) if folded else _Run(body, weights, segments, kernels)
+    if addressed is not None:
+        run: _Run = _Addressed(body, weights, addressed, kernels)
+    else:
+        run = (_Folded if folded else _Run)(body, weights, segments, kernels)
     for step, done in zip(program.steps, program.last_reads, strict=True):
         if isinstance(step, Conv):
             values[step.out] = run.conv(step, values[step.source], None if step.add is None else values[step.add])
@@ -137,6 +144,34 @@ class _Folded(_Run):
 
     def linear(self, step: Linear, x: Tensor) -> Tensor:
         return self.kernels.linear(x, self.weights[step.weight], self.biases[step.weight])
+
+
+class _Addressed(_Run):
+    """A forward in which each row's own numbers are found at its address."""
+
+    def __init__(self, body: Body, weights: Mapping[str, Tensor], addressed: Addressed, kernels: Kernels) -> None:
+        super().__init__(body, weights, [Segment(0, len(addressed.addresses), _NOTHING)], kernels)
+        assert kernels.rows is not None
+        self.by_row = kernels.rows
+        self.addresses = addressed.addresses
+        self.form = addressed.form
+
+    def conv(self, step: Conv, x: Tensor, add: Tensor | None) -> Tensor:
+        weight, column = self.weights[step.weight], self.form.columns.get(step.module)
+        if column is None:
+            return self.kernels.conv2d(x, weight, None, step, add, step.act)
+        if step.module not in self.form.tapped:
+            y = self.kernels.conv2d(x, weight, None, step, None, None)
+            return self.by_row.scale(y, self.addresses, column, add, step.act)
+        y = self.kernels.conv2d(x, weight, self.rows[step.module].bias, step, None, None)
+        return self.by_row.taps(y, self.addresses, column, add, step.act)
+
+    def lone_norm(self, step: LoneNorm, x: Tensor) -> Tensor:
+        y = x.clone(memory_format=torch.preserve_format)  # others may read x
+        return self.by_row.scale(y, self.addresses, self.form.columns[step.norm.module], None, None)
+
+
+_NOTHING = Layers("", {}, {}, {})
 
 
 def _call(step: Call, values: Sequence[Any]) -> Any:

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from .operators import conv2d
 from .program import Conv
+from .ways import settle
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ALIGN = 64  # every layer's bits start on a multiple of this many positions
@@ -53,10 +54,14 @@ class Place:
     def new(self) -> tuple[Tensor, Tensor]:
         """Zeros: (what the operator takes, the same memory as [length])."""
         memory = torch.zeros(self.length, dtype=self.dtype, device=self.device)
+        return self.over(memory), memory
+
+    def over(self, memory: Tensor) -> Tensor:
+        """What the operator takes, in `memory` [length]."""
         if len(self.shape) != 4:
-            return memory.view(self.shape), memory
+            return memory.view(self.shape)
         o, i, h, w = self.shape
-        return memory.view(o, h, w, i).permute(0, 3, 1, 2), memory  # [O, I, H, W], I innermost in memory
+        return memory.view(o, h, w, i).permute(0, 3, 1, 2)  # [O, I, H, W], I innermost in memory
 
     def arranged(self, weight: Tensor) -> Tensor:
         """A weight [shape], of any dtype and device, in the order of the memory: [length], perhaps a view of it."""
@@ -85,6 +90,9 @@ class OneDNN(Place):
     def new(self) -> tuple[Tensor, Tensor]:  # noqa: D102 - as Place
         tensor = self.reordered(torch.zeros(self.shape, dtype=self.dtype))
         return tensor, memory_of(tensor, self.dtype)
+
+    def over(self, memory: Tensor) -> Tensor:  # noqa: D102 - as Place
+        raise NotImplementedError("oneDNN's tensors lie in memory of their own")
 
     def arranged(self, weight: Tensor) -> Tensor:  # noqa: D102 - as Place
         tensor = self.reordered(weight)
@@ -221,12 +229,14 @@ class Weights:
         memory: parameter name -> the same memory as [its place's length].
         nbytes: of all.
         key: digest of names, shapes, numbers and dtype, for a task's own; empty for the shared ones' views.
+        flat: the memory of all in one piece, [positions of a mask], where `Layout.in_one_piece`; zeros between layers.
     """
 
     tensors: Mapping[str, Tensor]
     memory: Mapping[str, Tensor]
     nbytes: int
     key: str = ""
+    flat: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,12 +254,26 @@ class Layout:
     total: int
 
     @property
+    def in_one_piece(self) -> bool:
+        """Whether a view lies in one piece of memory, each layer where its bits lie in a mask."""
+        return not any(isinstance(place, OneDNN) for place in self.places.values())
+
+    @property
     def nbytes(self) -> int:
         """Bytes of one `Weights`."""
+        if self.in_one_piece:
+            return self.total * next(iter(self.places.values())).dtype.itemsize
         return sum(place.length * place.dtype.itemsize for place in self.places.values())
 
     def new(self) -> Weights:
         """Zeros everywhere."""
+        if self.in_one_piece:
+            first = next(iter(self.places.values()))
+            flat = torch.zeros(self.total, dtype=first.dtype, device=first.device)
+            memory = {name: flat[self.offsets[name] :][: place.length] for name, place in self.places.items()}
+            tensors = {name: place.over(memory[name]) for name, place in self.places.items()}
+            settle(first.device)
+            return Weights(tensors, memory, self.nbytes, flat=flat)
         made = {name: place.new() for name, place in self.places.items()}
         memory = {name: held for name, (_, held) in made.items()}
         return Weights({name: tensor for name, (tensor, _) in made.items()}, memory, self.nbytes)

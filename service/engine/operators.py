@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from masks_store import Preprocess, normalise
+
 from .behind import behind, finish
 from .program import Conv
 
@@ -61,6 +63,28 @@ def _shape(x: Tensor, weight: Tensor, step: Conv) -> tuple[int, ...]:
     return x.shape[0], weight.shape[0], *sides
 
 
+def normalised(pixels: Tensor, preprocess: Preprocess, dtype: torch.dtype) -> Tensor:
+    """uint8 [N, H, W, 3] -> (x / 255 - mean) / std, [N, 3, H, W] of `dtype`, channels last."""
+    return normalise(pixels.permute(0, 3, 1, 2), preprocess).to(dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class RowKernels:
+    """Operators that do for each image of a batch what its own task has there.
+
+    Attributes:
+        taps: (x [N, C, H, W], addresses int64 [N], column, add, act) -> act(adapter(x) + shift + add), where image n's
+            depthwise 3x3 and shift are the float32 [9, C] and [C] from `column` on behind the n-th address.
+        scale: the same with act(x * scale + shift + add), the scale being [C] of x; x may be [N, C] too, and is lost.
+        heads: (features float32 [N, F], weights int64 [N], biases int64 [N], classes int32 [N], most) -> float32
+            [N, most]: the logits of image n, whose head is float32 [classes, F] and [classes] at those addresses.
+    """
+
+    taps: Callable[[Tensor, Tensor, int, Tensor | None, str | None], Tensor]
+    scale: Callable[[Tensor, Tensor, int, Tensor | None, str | None], Tensor]
+    heads: Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
+
+
 @dataclass(frozen=True, slots=True)
 class Kernels:
     """The operators of one engine; pass others to count, time or replace them."""
@@ -68,3 +92,5 @@ class Kernels:
     conv2d: Callable[..., Tensor] = conv2d
     linear: Callable[..., Tensor] = F.linear
     behind: Callable[..., Tensor] = behind
+    pixels: Callable[..., Tensor] = normalised
+    rows: RowKernels | None = None

@@ -7,17 +7,18 @@ of a view that is the task's own, or into the taps of an adapter. Where neither 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from masks_store import Backbone, Overlay
+from masks_store import Backbone, Overlay, identity_adapter
 
 from .behind import Behind, NormTensors, table_of
 from .layout import DTYPES, Weights
 from .program import Conv, Linear, LoneNorm, Norm, Program
+from .rows import Row, RowForm
 
 NORM_FIELDS = ("weight", "bias", "running_mean", "running_var")
 
@@ -32,12 +33,23 @@ class Layers:
             where not named.
         scales: parameter name -> float32 [O], what the norm behind a layer multiplies its weight with.
         biases: parameter name of the weight -> [O] in the compute dtype: bias and norm behind the weight so multiplied.
+        scale_table: float32, `scales` of every shared layer in their order, with ones where a layer has none; of a
+            smaller network those that it has. `scales` are parts of it. None where nothing is multiplied.
+        bias_table: every bias of `biases` in their order, which are parts of it. None where there is none.
     """
 
     key: str
     behind: Mapping[str, Behind]
     scales: Mapping[str, Tensor]
     biases: Mapping[str, Tensor | None]
+    scale_table: Tensor | None = None
+    bias_table: Tensor | None = None
+
+    def with_biases(self, table: Tensor) -> Layers:
+        """The same with the biases read from `table`, which holds what `bias_table` does."""
+        named = {name: bias for name, bias in self.biases.items() if bias is not None}
+        parts = dict(zip(named, table.split([len(bias) for bias in named.values()]), strict=True))
+        return replace(self, biases={name: parts.get(name) for name in self.biases}, bias_table=table)
 
     @property
     def nbytes(self) -> int:
@@ -60,6 +72,7 @@ class DeviceOverlay:
             whenever no slot holds it. None: the backbone's own.
         weights: of a smaller network (clnp), which tasks of equal weights share, or of a view that is in no pool yet;
             None where it computes with the shared ones.
+        row: the numbers of `layers.behind` as `operators.RowKernels` find them; None where they cannot do it.
     """
 
     version: str
@@ -70,6 +83,7 @@ class DeviceOverlay:
     size: int
     shown: Tensor | None = None
     weights: Weights | None = None
+    row: Row | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,11 +94,13 @@ class Frame:
         program: the traced network.
         norms: module name -> the backbone's norm.
         biases: parameter name -> the backbone's bias, float32.
+        channels: parameter name -> output channels, of every shared layer.
     """
 
     program: Program
     norms: Mapping[str, NormTensors]
     biases: Mapping[str, Tensor]
+    channels: Mapping[str, int]
 
     def layers(self, overlay: Overlay | None, dtype: str, *, folds: bool, compiled: bool = False) -> Layers:
         """A task's tensors as the forward takes them.
@@ -96,7 +112,7 @@ class Frame:
                 has what the task brings, and for the backbone everything).
             compiled: whether what it brings is for the C function (`Behind.table`) or for torch's operators.
         """
-        device = next(iter([*self.biases.values(), *(n.weight for n in self.norms.values())]), torch.empty(0)).device
+        device = self.device
         folding = _Folding(self, overlay, device, DTYPES[dtype], compiled=compiled)
         behind: dict[str, Behind] = {}
         scales: dict[str, Tensor] = {}
@@ -111,7 +127,71 @@ class Frame:
                     scales[step.weight] = scale
             elif isinstance(step, Conv | Linear) and folding.brings_any(step):
                 behind[step.module] = folding.behind(step)
-        return Layers("" if overlay is None else _key(overlay), behind, scales, biases)
+        scale_table, multiplied = self._scale_table(scales, device)
+        bias_table, own = _table({name: bias for name, bias in biases.items() if bias is not None})
+        key = "" if overlay is None else _key(overlay)
+        return Layers(key, behind, multiplied, {name: own.get(name) for name in biases}, scale_table, bias_table)
+
+    def row(self, overlay: Overlay, form: RowForm) -> Row | None:
+        """A task's own numbers behind the layers in one row; None where its layers have what a row cannot hold.
+
+        Args:
+            overlay: the task's.
+            form: with adapters wherever the task has one; where it has none, and the form does, it gets the identity.
+        """
+        device = self.device
+        folding = _Folding(self, overlay, device, torch.float32, compiled=False)
+        parts: dict[str, list[Tensor]] = {}
+        for step in self.program.steps:
+            if isinstance(step, Linear):
+                if folding.brings_any(step) or step.norm is not None:
+                    return None
+            elif isinstance(step, LoneNorm):
+                parts[step.norm.module] = list(folding.norm(step.norm).folded(step.norm.eps))
+            elif isinstance(step, Conv) and step.module in form.columns:
+                tapped = step.module in form.tapped
+                if tapped and step.bias in overlay.bias:  # it stands before the adapter, which has zeros at the edges
+                    return None
+                parts[step.module] = folding.row(step, tapped=tapped)
+        row = torch.cat([part.reshape(-1) for module in form.columns for part in parts[module]])
+        return Row(form, row.to(device, torch.float32))
+
+    def row_form(self, tapped: Collection[str]) -> RowForm:
+        """Where the numbers of a row stand, with room for adapters behind the convolutions `tapped`."""
+        columns: dict[str, int] = {}
+        length = 0
+        for step in self.program.steps:
+            if isinstance(step, LoneNorm):
+                module, count = step.norm.module, 2 * len(self.norms[step.norm.module].weight)
+            elif isinstance(step, Conv) and (step.module in tapped or step.norm is not None or step.bias is not None):
+                module, count = step.module, self.channels[step.weight] * (10 if step.module in tapped else 2)
+            else:
+                continue
+            if module not in columns:
+                columns[module], length = length, length + count
+        return RowForm(frozenset(tapped), columns)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the norms and biases are; the CPU where there are none."""
+        return next(iter([*self.biases.values(), *(n.weight for n in self.norms.values())]), torch.empty(0)).device
+
+    def _scale_table(
+        self, scales: Mapping[str, Tensor], device: torch.device
+    ) -> tuple[Tensor | None, Mapping[str, Tensor]]:
+        if not scales:
+            return None, {}
+        ones = {name: torch.ones(count, device=device) for name, count in self.channels.items() if name not in scales}
+        table, parts = _table({name: scales[name] if name in scales else ones[name] for name in self.channels})
+        return table, {name: part for name, part in parts.items() if name in scales}
+
+
+def _table(parts: Mapping[str, Tensor]) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """One tensor of all, and its parts."""
+    if not parts:
+        return None, {}
+    table = torch.cat(list(parts.values()))
+    return table, dict(zip(parts, table.split([len(part) for part in parts.values()]), strict=True))
 
 
 class _Folding:
@@ -180,6 +260,20 @@ class _Folding:
         scale, shift = self.norm(step.norm).folded(step.norm.eps)
         return scale, (shift if bias is None else bias * scale + shift).to(self.dtype)
 
+    def row(self, step: Conv, *, tapped: bool) -> list[Tensor]:
+        """[9, C] taps and [C] shift where `tapped`, else [C] scale and [C] shift."""
+        count = self.frame.channels[step.weight]
+        scale, shift = torch.ones(count, device=self.device), torch.zeros(count, device=self.device)
+        if step.norm is not None:
+            scale, shift = self.norm(step.norm).folded(step.norm.eps)
+        if not tapped:
+            bias = self.bias(step.bias)
+            return [scale, shift if bias is None else shift + scale * bias]
+        taps = self.adapter(step.module)
+        if taps is None:
+            taps = identity_adapter(count)
+        return [(self.full(taps) * scale.view(-1, 1, 1, 1)).reshape(count, 9).T, shift]
+
     def full(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, torch.float32).contiguous()
 
@@ -192,7 +286,8 @@ def frame_of(program: Program, backbone: Backbone, device: torch.device) -> Fram
 
     norms = {module: NormTensors(*(full(f"{module}.{field}") for field in NORM_FIELDS)) for module in backbone.eps}
     steps = [step for step in program.steps if isinstance(step, Conv | Linear)]
-    return Frame(program, norms, {step.bias: full(step.bias) for step in steps if step.bias is not None})
+    channels = {name: len(kept) for name, kept in backbone.kept.items()}
+    return Frame(program, norms, {step.bias: full(step.bias) for step in steps if step.bias is not None}, channels)
 
 
 def _key(overlay: Overlay) -> str:

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from masks_store import Backbone, Claim, OutOfCapacity, Selection
 
+from .blocks import blocks_of
 from .layout import DTYPES, Layout, Weights, layout_of
 from .masking import write
 from .program import Conv
+from .ways import Ways, settle
 
 FREE, KEPT, FIRST_CLAIM, OWNERS = 0, 1, 2, 1 << 15
 
@@ -34,6 +36,7 @@ class Shared:
         convs: parameter name -> the convolution that it belongs to.
         sizes: parameter name -> (H, W) of what its convolution reads.
         onednn: whether to use oneDNN's order where it can be.
+        ways: how to write a view in one launch, where the device can.
     """
 
     def __init__(
@@ -44,13 +47,16 @@ class Shared:
         sizes: Mapping[str, tuple[int, int]] | None = None,
         *,
         onednn: bool = True,
+        ways: Ways | None = None,
     ) -> None:
         self.device = device
+        self._whole = None if ways is None else ways.masking
+        self._blocks: dict[str, Tensor | None] = {}
         self._backbone = backbone
         self._geometry = (convs or {}, sizes or {}, onednn)
         self._layouts: dict[str, Layout] = {}
         self._base: dict[str, Weights] = {}
-        self._pool: dict[str, dict[str, Tensor]] = {}
+        self._pool: dict[str, Weights] = {}
         self._ids: dict[str, int] = {}
         self._lock = threading.RLock()  # of the dicts above
         self._writing = threading.RLock()  # of pool and owners; never held by a reader
@@ -75,11 +81,12 @@ class Shared:
                 made = layout.new()
                 for name, place in layout.places.items():
                     made.memory[name].copy_(place.arranged(self._backbone.tensors[name]))
+                settle(self.device)
                 self._base[dtype] = made
             return self._base[dtype]
 
-    def pool(self, dtype: str) -> Mapping[str, Tensor]:
-        """Parameter name -> every claim's value and the backbone's, [its place's length]; made when first asked for."""
+    def pool(self, dtype: str) -> Weights:
+        """Every claim's value and the backbone's; made when first asked for."""
         with self._lock:
             if dtype in self._pool:
                 return self._pool[dtype]
@@ -88,15 +95,19 @@ class Shared:
                 self._pool[dtype] = self._new_pool(dtype)
             return self._pool[dtype]
 
-    def _new_pool(self, dtype: str) -> dict[str, Tensor]:
+    def _new_pool(self, dtype: str) -> Weights:
         if not self._free:
-            return dict(self.base(dtype).memory)  # nothing can ever be claimed: one copy serves as both
-        layout = self.layout(dtype)
-        if dtype == "fp32":
-            own = self._backbone.tensors
-            return {name: place.arranged(own[name]).clone() for name, place in layout.places.items()}
-        full, first = self.pool("fp32"), self.layout("fp32")
-        return {name: place.arranged(first.places[name].restored(full[name])) for name, place in layout.places.items()}
+            return self.base(dtype)  # nothing can ever be claimed: one copy serves as both
+        made, layout = self.layout(dtype).new(), self.layout(dtype)
+        full = None if dtype == "fp32" else self.pool("fp32")
+        for name, place in layout.places.items():
+            if full is None:
+                weight = self._backbone.tensors[name]
+            else:
+                weight = self.layout("fp32").places[name].restored(full.memory[name])
+            made.memory[name].copy_(place.arranged(weight))
+        settle(self.device)
+        return made
 
     def claims(self) -> frozenset[str]:
         """The versions whose claims are in the pool."""
@@ -142,8 +153,9 @@ class Shared:
                 for layout, pool in pools:
                     place = layout.places[name]
                     where = place.arranged(mask.float()) != 0
-                    pool[name][where] = place.arranged(full)[where]
+                    pool.memory[name][where] = place.arranged(full)[where]
                 self._owners[name][mask] = owner_id
+            settle(self.device)
             with self._lock:
                 self._ids[version] = owner_id
 
@@ -184,9 +196,16 @@ class Shared:
         return self.layout(dtype).bits(mask)
 
     def fill(
-        self, out: Weights, dtype: str, shown: Tensor | None, scales: Mapping[str, Tensor], *, base: bool = False
+        self,
+        out: Weights,
+        dtype: str,
+        shown: Tensor | None,
+        scales: Mapping[str, Tensor],
+        *,
+        base: bool = False,
+        scale_table: Tensor | None = None,
     ) -> None:
-        """Materialise a view: where(shown, pool x scale, +0.0), layer by layer.
+        """Materialise a view: where(shown, pool x scale, +0.0), layer by layer, or in one launch where that can be.
 
         Args:
             out: of `dtype`, overwritten.
@@ -194,13 +213,29 @@ class Shared:
             shown: what it sees (`shown`); None: all.
             scales: parameter name -> float32 [O], the scale of each output channel; layers without keep theirs.
             base: take the base's weights and not the pool's.
+            scale_table: `scales` as `overlay.Layers.scale_table` has them; only with it can it be one launch.
         """
-        source = self.base(dtype).memory if base else self.pool(dtype)
+        source = self.base(dtype) if base else self.pool(dtype)
+        blocks = None if scales and scale_table is None else self._launch(dtype)
+        if self._whole is not None and blocks is not None:
+            assert out.flat is not None
+            assert source.flat is not None
+            self._whole(out.flat, source.flat, shown, scale_table if scales else None, blocks)
+            return
         layout = self.layout(dtype)
         for name, place in layout.places.items():
             bits = None if shown is None else shown[layout.offsets[name] // 8 :]
             scale = scales.get(name)
-            write(out.memory[name], source[name], bits, None if scale is None else scale[place.channels])
+            write(out.memory[name], source.memory[name], bits, None if scale is None else scale[place.channels])
+
+    def _launch(self, dtype: str) -> Tensor | None:
+        """How one launch is divided; None where a view cannot be written in one."""
+        if self._whole is None:
+            return None
+        with self._lock:
+            if dtype not in self._blocks:
+                self._blocks[dtype] = blocks_of(self.layout(dtype))
+            return self._blocks[dtype]
 
 
 __all__ = ["DTYPES", "Shared"]

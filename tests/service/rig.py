@@ -24,6 +24,7 @@ from masks_store import (
     weights_key,
 )
 from service.engine import DeviceOverlay, Engine, Kernels, Logits, Pictures, Sight
+from service.engine.ways import Ways
 from service.residency import load_pooled, load_units
 
 from .. import zoo
@@ -173,9 +174,20 @@ def rig(
     device: str = "cpu",
     onednn: bool = True,
     native: bool = True,
+    ways: Ways | None = None,
+    graph_bytes: int | None = None,
 ) -> Rig:
     """A rig with one task of each kind."""
-    engine = Engine(backbone, device=device, slot_bytes=slot_bytes, kernels=kernels, onednn=onednn, native=native)
+    engine = Engine(
+        backbone,
+        device=device,
+        slot_bytes=slot_bytes,
+        kernels=kernels,
+        onednn=onednn,
+        native=native,
+        ways=ways,
+        graph_bytes=graph_bytes,
+    )
     made = Rig(backbone, engine, dtype)
     for name, lineage in lineages(backbone, kinds).items():
         made.add(name, lineage)

@@ -99,7 +99,8 @@ class Served:
             if isinstance(module, _BatchNorm)
         }
         layers = [step for step in program.steps if isinstance(step, Conv | Linear)]
-        frame = Frame(program, norms, {step.bias: tensors[step.bias] for step in layers if step.bias is not None})
+        biases = {step.bias: tensors[step.bias] for step in layers if step.bias is not None}
+        frame = Frame(program, norms, biases, {step.weight: len(tensors[step.weight]) for step in layers})
         plain, own = (frame.layers(None, "fp32", folds=folds) for folds in (False, self.folded))
         weights = {step.weight: self.laid(step, tensors[step.weight], own.scales.get(step.weight)) for step in layers}
         segments = [Segment(0, len(images), own)]

@@ -290,5 +290,5 @@ def test_a_gpu_gives_the_eager_logits_alone_and_mixed(dtype: str) -> None:
 
 def test_an_engine_without_free_weights_keeps_one_copy_of_them() -> None:
     engine = Engine(zoo.backbone(keep=1.0))
-    base, pool = engine.shared.base("fp32").memory, engine.shared.pool("fp32")
+    base, pool = engine.shared.base("fp32").memory, engine.shared.pool("fp32").memory
     assert {name: weight.data_ptr() for name, weight in pool.items()} == {n: w.data_ptr() for n, w in base.items()}

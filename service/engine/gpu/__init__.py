@@ -1,0 +1,1 @@
+"""Triton kernels and CUDA graphs; imported only where an engine runs on a GPU, or in tests through the interpreter."""
