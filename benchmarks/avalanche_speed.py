@@ -1,6 +1,6 @@
 """Training speed of our PackNet beside Avalanche 0.6.0's, on permuted MNIST with a 784-256-256-10 network.
 
-    TASKPACK_DATA=DIR python benchmarks/avalanche_speed.py [--rounds 5] [--train-images 6000] [--batch 32]
+    TASKPACK_DATA=DIR python -m benchmarks.avalanche_speed [--rounds 5] [--train-images 6000] [--batch 32]
 
 Images per CPU-second, one thread, process CPU time, the contestants taking turns within each round, median over the
 rounds; a round is a task of three epochs, the last of them after pruning half. `taskpack` is what `taskpack train
@@ -22,7 +22,6 @@ import platform
 import statistics
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -31,6 +30,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks.environments import python_with
 
 AVALANCHE = "avalanche-lib==0.6.0"
 HIDDEN, CLASSES, EPOCHS, PRUNE, LR, MOMENTUM = 256, 10, 3, 0.5, 0.05, 0.9
@@ -190,19 +191,6 @@ def ask(process: subprocess.Popen[str], name: str) -> dict[str, float]:
         raise SystemExit(f"{name} ended; see what it says: python {__file__} --serve {name} < /dev/stdin") from None
 
 
-def avalanche_python(venv: Path) -> str:
-    """The interpreter of Avalanche's environment, which is made where it is missing."""
-    python, ready = venv / "bin" / "python", venv / "ready"
-    if not ready.exists():
-        print(f"making {venv} with {AVALANCHE} (once, some minutes)", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], check=True)
-        library = Path(sysconfig.get_path("purelib", vars={"base": str(venv), "platbase": str(venv)}))
-        (library / "zz-host.pth").write_text(sysconfig.get_path("purelib") + "\n")  # last: its own packages go first
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", AVALANCHE], check=True)
-        ready.touch()
-    return str(python)
-
-
 def summarise(taken: Mapping[str, list[dict[str, float]]]) -> dict[str, Any]:
     """Medians over the rounds, and the ratio of each round."""
     speeds = {name: [one["images"] / one["seconds"] for one in rounds] for name, rounds in taken.items()}
@@ -213,12 +201,6 @@ def summarise(taken: Mapping[str, list[dict[str, float]]]) -> dict[str, Any]:
     return found | {"ratio": round(statistics.median(ratios), 2), "ratios": [round(ratio, 2) for ratio in ratios]}
 
 
-def default_venv() -> Path:
-    """Where Avalanche's environment is kept."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "taskpack" / AVALANCHE.replace("==", "-")
-
-
 def main() -> None:
     """Print a table, then one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -226,7 +208,7 @@ def main() -> None:
     parser.add_argument("--train-images", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--mnist", type=Path, default=Path(os.environ.get("TASKPACK_DATA", ".")) / "mnist.npz")
-    parser.add_argument("--venv", type=Path, default=default_venv(), help="Avalanche's environment")
+    parser.add_argument("--venv", type=Path, help="Avalanche's environment; by default in the cache")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not arguments.mnist.exists():
@@ -234,7 +216,8 @@ def main() -> None:
     if arguments.serve:
         serve(arguments.serve, arguments)
         return
-    pythons = {"taskpack": sys.executable, "avalanche": avalanche_python(arguments.venv), "plain": sys.executable}
+    avalanche = python_with(AVALANCHE.replace("==", "-"), [AVALANCHE], arguments.venv)
+    pythons = {"taskpack": sys.executable, "avalanche": avalanche, "plain": sys.executable}
     processes = {name: contestant(name, python, arguments) for name, python in pythons.items()}
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in processes}
     for turn in range(arguments.rounds + 1):
