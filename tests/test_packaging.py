@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).parent.parent
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 OURS = {"masks_store", "trainer", "service", "taskpack", "examples", "deploy", "tests"}
 # Imported under its own name, and installed by the one it comes with.
-BRINGS = {"starlette": "fastapi", "pydantic-core": "pydantic"}
+BRINGS = {"starlette": "fastapi", "pydantic-core": "pydantic", "triton": "torch"}  # torch for CUDA alone, that is
 
 
 def plain(requirement: str) -> str:

@@ -46,7 +46,7 @@ class Packed:
             "tasks_left": report.tasks_left,
             "bytes": report.bytes,
             "presentations": report.presentations,
-            "cpu_seconds": round(self.cpu_seconds, 1),
+            "cpu_seconds": round(self.cpu_seconds, 3),
             "units": [
                 {"layer": u.layer, "units": u.units, "new": u.new, "reused": u.reused, "free": u.free}
                 for u in report.units

@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
             ) -> None:
                 run["accuracies"].append(list(learned.accuracies))
                 run["val_accuracies"].append(list(learned.val_accuracies))
-                run["cpu_seconds"] = round(run["cpu_seconds"] + learned.cpu_seconds, 1)
+                run["cpu_seconds"] = round(run["cpu_seconds"] + learned.cpu_seconds, 3)
                 run["mean"] = sum(learned.accuracies) / len(learned.accuracies)
                 write(path, result)
                 first = learned.accuracies[0]

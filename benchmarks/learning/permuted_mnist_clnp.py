@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         ).after
         alone = [task["alone"]["test_top1"] for task in run["tasks"]]
         run |= {"after": list(after), "mean": sum(after) / len(after), "mean_alone": sum(alone) / len(alone)}
-        run["cpu_seconds"] = round(sum(task["cpu_seconds"] for task in run["tasks"]), 1)
+        run["cpu_seconds"] = round(sum(task["cpu_seconds"] for task in run["tasks"]), 3)
     write(path, result)
     print(shown(result))
     return result

@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
         after = pack(mnist_of(arguments), arguments.arch, settings, seed, cut, done=done).after
         run |= {"after": list(after), "mean": sum(after) / len(after)}
-        run["cpu_seconds"] = round(time.process_time() - started, 1)
+        run["cpu_seconds"] = round(time.process_time() - started, 3)
     write(arguments.out / "permuted_mnist_packnet.json", result)
     print(shown(result))
     return result
