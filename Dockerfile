@@ -15,7 +15,7 @@ COPY trainer trainer
 COPY service service
 RUN --mount=type=cache,target=/root/.cache/pip \
     /opt/build/bin/pip wheel --no-deps --wheel-dir /wheels . \
- && python3 -m zipfile -l /wheels/taskpack-*.whl | grep -q service/engine/_native
+ && python3 -m zipfile -l /wheels/taskpack-*.whl | grep service/engine/_native
 
 FROM python:3.11-slim-bookworm
 
