@@ -146,9 +146,10 @@ def behind(y: Tensor, rows: Rows, add: Tensor | None = None, act: str | None = N
     Returns:
         As y, in its memory or in new.
     """
-    library = compiled() if rows.compiled else None
-    if library is None:
+    if not rows.compiled:
         return behind_in_torch(y, rows, add, act)
+    library = compiled()
+    assert library is not None, "tables are made only where the C functions are"
     return behind_compiled(library, y, rows, add, act, fresh=fresh)
 
 
@@ -163,6 +164,7 @@ def behind_compiled(
     threads: int | None = None,
 ) -> Tensor:
     """`behind` in C, for what has tables; on the CPU, float32 or bfloat16. By default on torch's number of threads."""
+    assert y.dtype in (torch.float32, torch.bfloat16), "the C function reads no other numbers"
     order = torch.channels_last if y.dim() == 4 else torch.contiguous_format
     n, channels, height, width = y.shape if y.dim() == 4 else (*y.shape, 1, 1)
     if add is not None and (add.shape != y.shape or add.dtype != y.dtype):
@@ -176,6 +178,7 @@ def behind_compiled(
     assert all(table.shape[1] == channels + -channels % LANES for table in tables)
     addresses = np.array([table.data_ptr() + (len(table) > 2) for table in tables], np.uintp)
     addresses = addresses.repeat([stop - start for start, stop, _ in rows.parts])
+    assert len(addresses) == n, "the parts are all rows, no more and no fewer"
     scratch = torch.empty(threads * SCRATCH * (width + 2))
     library.library.taskpack_behind(
         out.data_ptr(),
