@@ -36,7 +36,7 @@ def taps(x: Tensor, addresses: Tensor, column: int, add: Add, act: str | None) -
 
 
 def scale(x: Tensor, addresses: Tensor, column: int, add: Add, act: str | None) -> Tensor:
-    """`service.engine.operators.RowKernels.scale`; x is not lost, but what reads it after is wrong, so it becomes NaN."""
+    """`service.engine.operators.RowKernels.scale`; x is lost: it becomes NaN."""
     own: list[Tensor] = []
     for image, address in zip(x.float().split(1), addresses.tolist(), strict=True):
         factor, shift = numbers(address, column, 2, x.shape[1]).view(2, 1, -1, *(1,) * (x.dim() - 2))
