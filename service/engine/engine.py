@@ -8,7 +8,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -159,6 +159,8 @@ class Engine:
         head_weight, head_bias = (tensor.to(self.device, torch.float32).contiguous() for tensor in head)
         own = None if weights is None else self._own(weights, layers.scales, dtype)
         row = None if folds or self._kernels.rows is None else self._row(overlay, weights or {})
+        if row is not None:  # which it is computed by: its numbers are on the device once
+            layers = replace(layers, behind={})
         size = layers.nbytes + head_weight.nbytes + head_bias.nbytes + (0 if row is None else row.numbers.nbytes)
         settle(self.device)
         return DeviceOverlay(version, layers, folds, head_weight, head_bias, size, shown, own, row)

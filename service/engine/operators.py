@@ -87,7 +87,14 @@ class RowKernels:
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """The operators of one engine; pass others to count, time or replace them."""
+    """The operators of one engine; pass others to count, time or replace them.
+
+    Attributes:
+        conv2d, linear: shared layers.
+        behind: what each row's task has behind one, task by task as a `behind.Mix` says: a CPU's way.
+        pixels: what normalises a batch.
+        rows: the same as `behind` found at an address for each image: a GPU's way; None where it has none.
+    """
 
     conv2d: Callable[..., Tensor] = conv2d
     linear: Callable[..., Tensor] = F.linear

@@ -37,6 +37,9 @@ def by_address(made: rig.Rig) -> set[str]:
 def test_every_method_on_every_base_answers_alone_and_mixed(ways: Ways) -> None:
     made = rig.rig(zoo.backbone(keep=0.5), ways=ways, graph_bytes=ROOM)
     assert {"clr-a", "bn", "clr-on-child", "bn-on-packnet", "clr-on-piggyback"} <= by_address(made)
+    for task in (made.loaded[name] for name in by_address(made)):
+        held = [task.row.numbers if task.row else None, task.head_weight, task.head_bias]
+        assert task.size == sum(t.nbytes for t in held if t is not None), "its numbers are there once"
     check_alone_and_mixed(made)
 
 
