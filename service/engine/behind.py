@@ -96,8 +96,8 @@ def table_of(bias: Tensor | None, taps: Tensor | None, scale: Tensor | None, shi
     return F.pad(rows, (0, -len(given) % LANES)).contiguous()
 
 
-class Rows:
-    """What the rows of one batch have behind one layer.
+class Mix:
+    """What the rows of one batch have behind one layer, of as many tasks as there are in it.
 
     Args:
         parts: (first row, row behind the last, what they have) in order, together all rows.
@@ -133,12 +133,13 @@ def _nothing(channels: int) -> Tensor:
     return F.pad(torch.stack([torch.ones(channels), torch.zeros(channels)]), (0, -channels % LANES))
 
 
-def behind(y: Tensor, rows: Rows, add: Tensor | None = None, act: str | None = None, *, fresh: bool = True) -> Tensor:
+def behind(y: Tensor, mix: Mix, add: Tensor | None = None, act: str | None = None, *, fresh: bool = True) -> Tensor:
     """act(what each row has behind a layer + add).
 
     Args:
-        y: [N, C, H, W], channels last, or [N, C]: what the layer gives, without a bias that not all rows share.
-        rows: what they have.
+        y: [N, C, H, W], channels last, or [N, C]: what the layer gives; with the bias that all rows share where
+            torch's operators do it (`Mix.bias`), without any where the C function does, whose tables have it.
+        mix: what they have.
         add: of any shape that goes with y.
         act: `relu`, `relu6` or None.
         fresh: whether y's memory may be written over.
@@ -146,16 +147,17 @@ def behind(y: Tensor, rows: Rows, add: Tensor | None = None, act: str | None = N
     Returns:
         As y, in its memory or in new.
     """
-    library = compiled() if rows.compiled else None
-    if library is None:
-        return behind_in_torch(y, rows, add, act)
-    return behind_compiled(library, y, rows, add, act, fresh=fresh)
+    if not mix.compiled:
+        return behind_in_torch(y, mix, add, act)
+    library = compiled()
+    assert library is not None, "tables are made only where the C functions are"
+    return behind_compiled(library, y, mix, add, act, fresh=fresh)
 
 
 def behind_compiled(
     library: Compiled,
     y: Tensor,
-    rows: Rows,
+    mix: Mix,
     add: Tensor | None = None,
     act: str | None = None,
     *,
@@ -163,19 +165,21 @@ def behind_compiled(
     threads: int | None = None,
 ) -> Tensor:
     """`behind` in C, for what has tables; on the CPU, float32 or bfloat16. By default on torch's number of threads."""
+    assert y.dtype in (torch.float32, torch.bfloat16), "the C function reads no other numbers"
     order = torch.channels_last if y.dim() == 4 else torch.contiguous_format
     n, channels, height, width = y.shape if y.dim() == 4 else (*y.shape, 1, 1)
     if add is not None and (add.shape != y.shape or add.dtype != y.dtype):
-        return finish(behind_compiled(library, y, rows, fresh=fresh, threads=threads), add, act)
+        return finish(behind_compiled(library, y, mix, fresh=fresh, threads=threads), add, act)
     held = y.contiguous(memory_format=order)  # a copy only where it lies otherwise
     added = None if add is None else add.contiguous(memory_format=order)
     out = held if fresh or held is not y else torch.empty_like(held)
     if threads is None:
         threads = torch.get_num_threads() if y.numel() > GRAIN else 1
-    tables = rows.tables(channels)
+    tables = mix.tables(channels)
     assert all(table.shape[1] == channels + -channels % LANES for table in tables)
     addresses = np.array([table.data_ptr() + (len(table) > 2) for table in tables], np.uintp)
-    addresses = addresses.repeat([stop - start for start, stop, _ in rows.parts])
+    addresses = addresses.repeat([stop - start for start, stop, _ in mix.parts])
+    assert len(addresses) == n, "the parts are all rows, no more and no fewer"
     scratch = torch.empty(threads * SCRATCH * (width + 2))
     library.library.taskpack_behind(
         out.data_ptr(),
@@ -196,13 +200,13 @@ def behind_compiled(
     return out
 
 
-def behind_in_torch(y: Tensor, rows: Rows, add: Tensor | None = None, act: str | None = None) -> Tensor:
+def behind_in_torch(y: Tensor, mix: Mix, add: Tensor | None = None, act: str | None = None) -> Tensor:
     """`behind` in torch's operators, for what has no tables. A bias that all rows share is in y already."""
-    biased = rows.bias is not None
-    if rows.one is not None:
-        return finish(_own(y, rows.one, biased=biased), add, act)
+    biased = mix.bias is not None
+    if mix.one is not None:
+        return finish(_own(y, mix.one, biased=biased), add, act)
     out = torch.empty_like(y)
-    for start, stop, own in rows.parts:
+    for start, stop, own in mix.parts:
         out[start:stop] = _own(y[start:stop], own, biased=biased)
     return finish(out, add, act)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -158,13 +158,18 @@ class Engine:
         head = (overlay.head_weight, overlay.head_bias)
         head_weight, head_bias = (tensor.to(self.device, torch.float32).contiguous() for tensor in head)
         own = None if weights is None else self._own(weights, layers.scales, dtype)
-        row = None if folds or self._kernels.rows is None else self._row(overlay)
+        row = None if folds or self._kernels.rows is None else self._row(overlay, weights or {})
+        if row is not None:  # which it is computed by: its numbers are on the device once
+            layers = replace(layers, behind={})
         size = layers.nbytes + head_weight.nbytes + head_bias.nbytes + (0 if row is None else row.numbers.nbytes)
         settle(self.device)
         return DeviceOverlay(version, layers, folds, head_weight, head_bias, size, shown, own, row)
 
-    def _row(self, overlay: Overlay) -> Row | None:
-        """In the smallest form that has room for its adapters."""
+    def _row(self, overlay: Overlay, weights: Mapping[str, Tensor]) -> Row | None:
+        """In the smallest form that has room for its adapters; None on a smaller network, for no form has its sizes."""
+        places = self.shared.layout("fp32").places
+        if any(weight.shape != places[name].shape for name, weight in weights.items()):
+            return None
         form = next((form for form in self._forms if overlay.adapter.keys() <= form.tapped), None)
         return None if form is None else self._frame.row(overlay, form)
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .behind import Behind, Rows
+from .behind import Behind, Mix
 from .operators import Kernels
 from .overlay import Frame, Layers
 from .program import Call, Conv, Linear, LoneNorm, Ref
@@ -100,8 +100,8 @@ class _Run:
     ) -> None:
         self.weights = weights
         self.kernels = kernels
-        self.rows = {
-            module: Rows([(s.start, s.stop, s.layers.behind.get(module, default)) for s in segments])
+        self.mixes = {
+            module: Mix([(s.start, s.stop, s.layers.behind.get(module, default)) for s in segments])
             for module, default in self.defaults(body).items()
         }
 
@@ -110,20 +110,20 @@ class _Run:
         return body.layers.behind
 
     def conv(self, step: Conv, x: Tensor, add: Tensor | None) -> Tensor:
-        weight, rows = self.weights[step.weight], self.rows[step.module]
-        if rows.one is not None and rows.one.alone:
-            return self.kernels.conv2d(x, weight, rows.one.bias, step, add, step.act)
-        y = self.kernels.conv2d(x, weight, None if rows.compiled else rows.bias, step, None, None)
-        return self.kernels.behind(y, rows, add, step.act)
+        weight, mix = self.weights[step.weight], self.mixes[step.module]
+        if mix.one is not None and mix.one.alone:
+            return self.kernels.conv2d(x, weight, mix.one.bias, step, add, step.act)
+        y = self.kernels.conv2d(x, weight, None if mix.compiled else mix.bias, step, None, None)
+        return self.kernels.behind(y, mix, add, step.act)
 
     def linear(self, step: Linear, x: Tensor) -> Tensor:
-        weight, rows = self.weights[step.weight], self.rows[step.module]
-        if rows.one is not None and rows.one.alone:
-            return self.kernels.linear(x, weight, rows.one.bias)
-        return self.kernels.behind(self.kernels.linear(x, weight, None if rows.compiled else rows.bias), rows)
+        weight, mix = self.weights[step.weight], self.mixes[step.module]
+        if mix.one is not None and mix.one.alone:
+            return self.kernels.linear(x, weight, mix.one.bias)
+        return self.kernels.behind(self.kernels.linear(x, weight, None if mix.compiled else mix.bias), mix)
 
     def lone_norm(self, step: LoneNorm, x: Tensor) -> Tensor:
-        return self.kernels.behind(x, self.rows[step.norm.module], fresh=False)
+        return self.kernels.behind(x, self.mixes[step.norm.module], fresh=False)
 
 
 class _Folded(_Run):
@@ -163,7 +163,7 @@ class _Addressed(_Run):
         if step.module not in self.form.tapped:
             y = self.kernels.conv2d(x, weight, None, step, None, None)
             return self.by_row.scale(y, self.addresses, column, add, step.act)
-        y = self.kernels.conv2d(x, weight, self.rows[step.module].bias, step, None, None)
+        y = self.kernels.conv2d(x, weight, self.mixes[step.module].bias, step, None, None)
         return self.by_row.taps(y, self.addresses, column, add, step.act)
 
     def lone_norm(self, step: LoneNorm, x: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ class RowKernels:
         taps: (x [N, C, H, W], addresses int64 [N], column, add, act) -> act(adapter(x) + shift + add), where image n's
             depthwise 3x3 and shift are the float32 [9, C] and [C] from `column` on behind the n-th address.
         scale: the same with act(x * scale + shift + add), the scale being [C] of x; x may be [N, C] too, and is lost.
-        heads: (features float32 [N, F], weights int64 [N], biases int64 [N], classes int32 [N], most) -> float32
+        heads: (features float32 [N, F], weights int64 [N], biases int64 [N], classes int64 [N], most) -> float32
             [N, most]: the logits of image n, whose head is float32 [classes, F] and [classes] at those addresses.
     """
 
@@ -87,7 +87,14 @@ class RowKernels:
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """The operators of one engine; pass others to count, time or replace them."""
+    """The operators of one engine; pass others to count, time or replace them.
+
+    Attributes:
+        conv2d, linear: shared layers.
+        behind: what each row's task has behind one, task by task as a `behind.Mix` says: a CPU's way.
+        pixels: what normalises a batch.
+        rows: the same as `behind` found at an address for each image: a GPU's way; None where it has none.
+    """
 
     conv2d: Callable[..., Tensor] = conv2d
     linear: Callable[..., Tensor] = F.linear

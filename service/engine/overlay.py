@@ -72,7 +72,8 @@ class DeviceOverlay:
             whenever no slot holds it. None: the backbone's own.
         weights: of a smaller network (clnp), which tasks of equal weights share, or of a view that is in no pool yet;
             None where it computes with the shared ones.
-        row: the numbers of `layers.behind` as `operators.RowKernels` find them; None where they cannot do it.
+        row: what would be in `layers.behind`, which is then empty, as `operators.RowKernels` find it; None where they
+            cannot do it.
     """
 
     version: str

@@ -1,4 +1,5 @@
-"""One row of numbers for each task: what it has behind the shared layers, found by an address.
+"""One row of numbers for each task: what it has behind the shared layers, found by an address. A GPU's way; a CPU's is
+`behind.py`.
 
 A batch of many tasks passes one address an image, so one launch of an operator serves every mix, and so does a
 recorded launch: the rows stay where they are, only the addresses change.

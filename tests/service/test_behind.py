@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from service.engine.behind import Behind, NormTensors, Rows, behind_compiled, behind_in_torch, table_of
+from service.engine.behind import Behind, Mix, NormTensors, behind_compiled, behind_in_torch, table_of
 from service.engine.compiled import LEVELS, Compiled
 
 from ..reference import behind as twin
 from ..reference.behind import Own
+from . import native
 
 EPS = 1e-5
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-8}
@@ -101,8 +106,8 @@ def test_c_gives_what_the_twin_gives_rounded_once(library: Compiled, case: Case,
     expected, size = case.expected()
     own = replace(library, level=min(level, library.level))
     y, add = case.y.clone(), None if case.add is None else case.add.clone()
-    rows = Rows([(start, stop, for_c(own)) for start, stop, own in case.parts])
-    got = behind_compiled(own, y, rows, add, case.act, fresh=case.fresh, threads=case.threads)
+    mix = Mix([(start, stop, for_c(own)) for start, stop, own in case.parts])
+    got = behind_compiled(own, y, mix, add, case.act, fresh=case.fresh, threads=case.threads)
     assert got.dtype == case.y.dtype
     rounded = ROUNDING[got.dtype] * expected.abs() if got.dtype == torch.bfloat16 else 0.0
     if case.add is not None and case.add.shape != case.y.shape:  # two operators, each rounds
@@ -123,7 +128,7 @@ def test_torch_gives_what_the_twin_gives(case: Case) -> None:
     y = case.y.clone()
     if case.shared_bias is not None:
         y = (y.double() + case.shared_bias.double().view(1, -1, *(1,) * (y.dim() - 2))).to(y.dtype)
-    got = behind_in_torch(y, Rows(parts), case.add, case.act)
+    got = behind_in_torch(y, Mix(parts), case.add, case.act)
     bound = 4 * ROUNDING[got.dtype] * size  # bias, taps and shift are rounded, and what every operator gives
     assert bool(((got.double() - expected).abs() <= bound).all())
 
@@ -133,7 +138,7 @@ def test_what_is_not_a_number_stays_so_and_infinity_is_held_at_the_bounds(librar
     for dtype in (torch.float32, torch.bfloat16):
         for level in range(library.level + 1):
             y = torch.tensor([[float("nan"), float("inf"), -float("inf")]]).to(dtype)
-            got = behind_compiled(replace(library, level=level), y, Rows([(0, 1, own)]), None, "relu6")
+            got = behind_compiled(replace(library, level=level), y, Mix([(0, 1, own)]), None, "relu6")
             assert got.isnan().tolist() == [[True, False, False]]
             assert got[0, 1:].tolist() == [6.0, 0.0]
 
@@ -145,7 +150,7 @@ def test_bfloat16_is_rounded_to_nearest_and_ties_to_even(library: Compiled) -> N
     table = table_of(None, None, torch.ones(len(exact)), exact - halves)  # halves + the rest
     for level in range(library.level + 1):
         y = halves.to(torch.bfloat16)[None]
-        got = behind_compiled(replace(library, level=level), y, Rows([(0, 1, Behind(table=table))]))
+        got = behind_compiled(replace(library, level=level), y, Mix([(0, 1, Behind(table=table))]))
         assert torch.equal(got[0], exact.to(torch.bfloat16))
 
 
@@ -153,14 +158,30 @@ def test_threads_and_parts_change_no_bit(library: Compiled) -> None:
     random = torch.Generator().manual_seed(0)
     y = torch.randn((3, 200, 9, 9), generator=random).contiguous(memory_format=torch.channels_last)
     owns = [Own(taps=torch.randn((200, 1, 3, 3), generator=random)), Own(norm=torch.rand((4, 200), generator=random))]
-    rows = Rows([(0, 2, for_c(owns[0])), (2, 3, for_c(owns[1]))])
-    alone = behind_compiled(library, y.clone(), rows, y, "relu", threads=1)
+    mix = Mix([(0, 2, for_c(owns[0])), (2, 3, for_c(owns[1]))])
+    alone = behind_compiled(library, y.clone(), mix, y, "relu", threads=1)
     for threads in (2, 3, 7):
-        assert torch.equal(behind_compiled(library, y.clone(), rows, y, "relu", threads=threads), alone)
+        assert torch.equal(behind_compiled(library, y.clone(), mix, y, "relu", threads=threads), alone)
 
 
 @pytest.mark.parametrize("channels", [8, 24])
 def test_a_table_of_other_channels_is_refused(library: Compiled, channels: int) -> None:
-    rows = Rows([(0, 1, Behind(table=table_of(torch.zeros(64), None, None, None)))])
+    mix = Mix([(0, 1, Behind(table=table_of(torch.zeros(64), None, None, None)))])
     with pytest.raises(AssertionError):
-        behind_compiled(library, torch.zeros(1, channels, 2, 2), rows)
+        behind_compiled(library, torch.zeros(1, channels, 2, 2), mix)
+
+
+@pytest.mark.slow
+def test_c_keeps_within_its_memory_for_every_shape_alias_and_number_of_threads(tmp_path: Path) -> None:
+    """In memory of the exact length, watched by the compiler's sanitizers."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("there is no C compiler here")
+    source, made = Path(__file__).with_name("guarded.c"), tmp_path / "guarded"
+    watched = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    command = [compiler, "-O1", *watched, "-I", str(native.SOURCES), "-o", str(made), str(source), "-lgomp", "-lm"]
+    subprocess.run(command, check=True)
+    # what it allocates for its threads is libgomp's to the end
+    env = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+    found = subprocess.run([str(made), "3000"], capture_output=True, text=True, env=env)
+    assert found.returncode == 0, found.stdout + found.stderr

@@ -1,10 +1,13 @@
-"""A network of any wiring gives what the network itself gives: folded or not, in oneDNN's order or plainly."""
+"""A network of any wiring gives what the network itself gives: folded or not, in oneDNN's order or plainly, with the C
+functions or without.
+"""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
+from service.engine.behind import behind_compiled
+from service.engine.compiled import Compiled
 from service.engine.forward import Body, Segment, features
 from service.engine.layout import onednn_place, plain_place
 from service.engine.operators import Kernels
@@ -89,6 +94,7 @@ class Served:
     network: nn.Module
     folded: bool
     onednn: bool
+    library: Compiled | None
 
     def __call__(self, images: Tensor) -> Tensor:
         program = trace(self.network)
@@ -101,10 +107,13 @@ class Served:
         layers = [step for step in program.steps if isinstance(step, Conv | Linear)]
         biases = {step.bias: tensors[step.bias] for step in layers if step.bias is not None}
         frame = Frame(program, norms, biases, {step.weight: len(tensors[step.weight]) for step in layers})
-        plain, own = (frame.layers(None, "fp32", folds=folds) for folds in (False, self.folded))
+        tables, kernels = self.library is not None, Kernels()
+        if self.library is not None:
+            kernels = Kernels(behind=partial(behind_compiled, self.library))
+        plain, own = (frame.layers(None, "fp32", folds=folds, compiled=tables) for folds in (False, self.folded))
         weights = {step.weight: self.laid(step, tensors[step.weight], own.scales.get(step.weight)) for step in layers}
         segments = [Segment(0, len(images), own)]
-        return features(Body(frame, plain, {}), weights, segments, images, Kernels(), folded=self.folded)
+        return features(Body(frame, plain, {}), weights, segments, images, kernels, folded=self.folded)
 
     def laid(self, step: Conv | Linear, weight: Tensor, scale: Tensor | None) -> Tensor:
         if scale is not None:
@@ -122,6 +131,7 @@ def wired(*wirings: Wiring, watched: int = 0) -> Network:
     return Network(list(wirings), [watched], 0).eval()
 
 
+@pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("onednn", [True, False])
 @pytest.mark.parametrize("folded", [True, False])
 @example(wired(("conv", 0, 0), ("norm", 0, 0), ("add", 0, 2), ("relu", 0, 0)), 2).via("the usual block")
@@ -131,7 +141,9 @@ def wired(*wirings: Wiring, watched: int = 0) -> Network:
 @example(wired(("pool", 0, 0), ("conv", 1, 0), ("add", 0, 1)), 2).via("the value that is added is smaller")
 @settings(max_examples=50, deadline=None)
 @given(network=networks(), rows=st.integers(1, 3))
-def test_any_wiring_gives_what_the_network_gives(folded: bool, onednn: bool, network: Network, rows: int) -> None:
+def test_any_wiring_gives_what_the_network_gives(
+    library: Compiled, folded: bool, onednn: bool, native: bool, network: Network, rows: int
+) -> None:
     images = torch.rand((rows, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(rows))
     images = images.contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
@@ -140,5 +152,5 @@ def test_any_wiring_gives_what_the_network_gives(folded: bool, onednn: bool, net
         except RuntimeError:  # shapes that do not go together
             assume(False)
             raise
-        got = Served(network, folded, onednn)(images)
+        got = Served(network, folded, onednn, library if native else None)(images)
     assert float((got - expected).abs().max()) <= 1e-4 * float(expected.abs().max()), network.wirings

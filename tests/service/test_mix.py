@@ -26,7 +26,7 @@ from masks_store import (
     view_of,
 )
 from service.engine import DeviceOverlay, Engine, Kernels, Logits, Pictures
-from service.engine.behind import Rows
+from service.engine.behind import Mix
 from service.engine.layout import OneDNN
 from service.residency import load_pooled
 
@@ -101,11 +101,11 @@ class Counting:
         self.note_weight(x, weight)
         return F.linear(x, weight, *rest)
 
-    def behind(self, y: Tensor, rows: Rows, *rest: Any, **options: Any) -> Tensor:
+    def behind(self, y: Tensor, mix: Mix, *rest: Any, **options: Any) -> Tensor:
         self.behinds += 1
-        for start, stop, own in rows.parts:
+        for start, stop, own in mix.parts:
             self.note(own, stop - start)
-        return Kernels().behind(y, rows, *rest, **options)
+        return Kernels().behind(y, mix, *rest, **options)
 
     def note_weight(self, x: Tensor, weight: Tensor) -> None:
         self.weights.add(id(weight))

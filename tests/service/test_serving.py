@@ -17,7 +17,7 @@ from torch import Tensor
 
 from masks_store import InvalidInput, NotFound, Store, probe_faults, read_artifact
 from service.engine import DeadlinePassed, Draining, Kernels, QueueFull, VersionFailed
-from service.engine.behind import Behind, Rows
+from service.engine.behind import Behind, Mix
 from service.serving import Serving
 
 from .. import zoo
@@ -262,10 +262,10 @@ async def test_a_version_whose_probe_fails_here_never_answers_and_the_others_do(
     images = rig.pictures(store.backbone, 1, 5)
     kernel = read_artifact(bad_bytes).tensors["adapter/conv1"]
 
-    def behind(y: Tensor, rows: Rows, *rest: Any, **options: Any) -> Tensor:
+    def behind(y: Tensor, mix: Mix, *rest: Any, **options: Any) -> Tensor:
         """A device that computes one adapter wrongly."""
-        out = Kernels().behind(y, rows, *rest, **options)
-        for start, stop, own in rows.parts:
+        out = Kernels().behind(y, mix, *rest, **options)
+        for start, stop, own in mix.parts:
             out[start:stop] *= 1.5 if made_of(own, kernel) else 1.0
         return out
 
@@ -332,10 +332,10 @@ async def test_in_bf16_a_version_is_computed_in_bf16_or_falls_back_to_fp32(store
     kernel = read_artifact(coarse_bytes).tensors["adapter/conv1"]
     images = rig.pictures(store.backbone, 2, 5)
 
-    def behind(y: Tensor, rows: Rows, *rest: Any, **options: Any) -> Tensor:
+    def behind(y: Tensor, mix: Mix, *rest: Any, **options: Any) -> Tensor:
         """A device whose bf16 is bad for one adapter."""
-        out = Kernels().behind(y, rows, *rest, **options)
-        for start, stop, own in rows.parts:
+        out = Kernels().behind(y, mix, *rest, **options)
+        for start, stop, own in mix.parts:
             out[start:stop] *= 3.0 if y.dtype == torch.bfloat16 and made_of(own, kernel) else 1.0
         return out
 
@@ -356,10 +356,10 @@ async def test_a_version_that_breaks_a_forward_takes_no_other_down(store: Store)
     broken = threading.Event()
     gate = Gate()
 
-    def behind(y: Tensor, rows: Rows, *rest: Any, **options: Any) -> Tensor:
-        if broken.is_set() and any(made_of(own, kernel) for _, _, own in rows.parts):
+    def behind(y: Tensor, mix: Mix, *rest: Any, **options: Any) -> Tensor:
+        if broken.is_set() and any(made_of(own, kernel) for _, _, own in mix.parts):
             raise RuntimeError("the device gave up")
-        return Kernels().behind(y, rows, *rest, **options)
+        return Kernels().behind(y, mix, *rest, **options)
 
     images = rig.pictures(store.backbone, 1, 5)
     async with live.serve(store, kernels=Kernels(conv2d=gate.conv2d, behind=behind)) as serving:
