@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
@@ -68,18 +69,20 @@ def test_a_server_that_does_not_start_is_left_out_with_its_own_words(tasks: Task
 
 
 def test_every_process_that_a_server_starts_is_counted_and_ended() -> None:
-    program = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])"
-    command = [sys.executable, "-c", f"{program}; print('up', flush=True); time.sleep(600)"]
-    with subprocess.Popen(command, env={**os.environ, memory.MARK: "of-this-test"}, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        found = memory.marked("of-this-test")
-        assert process.pid in found
-        assert len(found) == 2
-        assert memory.memory_of("of-this-test") > 2**20
-        memory.end("of-this-test")
-        process.wait()
-    assert memory.marked("of-this-test") == []
+    mark, sleep = uuid.uuid4().hex, "print('up', flush=True); import time; time.sleep(600)"
+    parent = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {sleep!r}]); {sleep}"
+    environ = {**os.environ, memory.MARK: mark}
+    with subprocess.Popen([sys.executable, "-c", parent], env=environ, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert [process.stdout.readline() for _ in range(2)] == [b"up\n", b"up\n"]  # both run
+            found = memory.marked(mark)
+            assert process.pid in found
+            assert len(found) == 2
+            assert memory.memory_of(mark) > 2**20
+        finally:
+            memory.end(mark)
+    assert memory.marked(mark) == []
 
 
 def run(server: str, tasks: int, rate: float, memory_mib: float = 100.0, turn: int = 1) -> Run:

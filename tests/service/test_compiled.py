@@ -56,7 +56,7 @@ def test_where_nothing_was_built_torch_does_it_and_nothing_is_wrong(caplog: pyte
 
 
 def test_the_threads_are_those_of_torch_s_own_library(library: Compiled) -> None:
-    torchs = str(Path(torch.__file__).parent / "lib" / "libgomp")
+    torchs = str(Path(torch.__file__).resolve().parent / "lib" / "libgomp")
     spans = [line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines() if torchs in line]
     assert (library.parallel is not None) == bool(spans)
     if library.parallel is not None:
