@@ -64,10 +64,13 @@ def test_a_batch_is_filled_up_to_the_next_power_of_two(images: int, bucket: int)
 
 def test_every_task_answers_as_its_reference_in_batches_of_every_size() -> None:
     """Shrinking and growing: what an earlier batch left in the rows behind must not show."""
-    made = staged()
+    capture = Again()
+    made = staged(capture)
     for seed, images in enumerate((4, 3, 1, 2, 3)):
         for name in made.tasks:
             answer(made, name, images, seed)
+    assert capture.recorded
+    assert capture.replayed > capture.recorded, "a later batch of a size was recorded again, or none was replayed"
 
 
 def test_tasks_that_take_turns_in_one_slot_share_its_recordings() -> None:
@@ -159,6 +162,9 @@ def test_threads_that_ask_the_same_view_do_not_mix_their_batches() -> None:
 @pytest.mark.slow
 def test_norms_before_their_convolutions_are_each_task_s_own() -> None:
     """DenseNet: such a norm is in no weight, so a task that brings one is not recorded."""
-    made = staged(arch="densenet121")
+    capture = Again()
+    made = staged(capture, arch="densenet121")
+    answer(made, "packnet-norm", 1, 0)
+    assert not capture.recorded
     for name in made.tasks:
         answer(made, name, 1, 0)

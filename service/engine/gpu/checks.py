@@ -126,6 +126,7 @@ class _Case:
         return True
 
     def rows(self) -> bool:
+        """Whether the kernels that read each image's own numbers give what torch gives in float64."""
         assert KERNELS.rows is not None
         n, channels = self.x.shape[:2]
         own = [self.numbers(10 * channels) for _ in range(n)]

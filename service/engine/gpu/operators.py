@@ -37,6 +37,13 @@ def _activated(value, ACT: tl.constexpr):
 
 
 @triton.jit
+def _store(out, value, add, at, inside, ADDED: tl.constexpr, ACT: tl.constexpr):
+    if ADDED:
+        value += tl.load(add + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + at, _activated(value, ACT).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def _finish(y, bias, add, rows, channels, BIASED: tl.constexpr, ADDED: tl.constexpr, ACT: tl.constexpr,
             P: tl.constexpr, K: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * P + tl.arange(0, P)[:, None]
@@ -46,9 +53,7 @@ def _finish(y, bias, add, rows, channels, BIASED: tl.constexpr, ADDED: tl.conste
     value = tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
     if BIASED:
         value += tl.load(bias + channel, mask=channel < channels, other=0.0).to(tl.float32)
-    if ADDED:
-        value += tl.load(add + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y + at, _activated(value, ACT).to(y.dtype.element_ty), mask=inside)
+    _store(y, value, add, at, inside, ADDED, ACT)
 
 
 @triton.jit
@@ -64,9 +69,7 @@ def _scale_rows(y, add, addresses, column, positions, channels, ADDED: tl.conste
     inside = (position < positions) & known[None, :]
     at = image.to(tl.int64) * positions * channels + position * channels + channel[None, :]
     value = tl.load(y + at, mask=inside, other=0.0).to(tl.float32) * scale[None, :] + shift[None, :]
-    if ADDED:
-        value += tl.load(add + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y + at, _activated(value, ACT).to(y.dtype.element_ty), mask=inside)
+    _store(y, value, add, at, inside, ADDED, ACT)
 
 
 @triton.jit
@@ -91,9 +94,7 @@ def _taps_rows(out, x, add, addresses, column, height, width, channels, ADDED: t
             value += number * tap[None, :]
     value += tl.load(own + 9 * channels + channel, mask=known, other=0.0)[None, :]
     at = first + position * channels + channel[None, :]
-    if ADDED:
-        value += tl.load(add + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + at, _activated(value, ACT).to(out.dtype.element_ty), mask=inside)
+    _store(out, value, add, at, inside, ADDED, ACT)
 
 
 @triton.jit
