@@ -20,7 +20,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.environments import python_with
+from benchmarks.turns import Contestant, answer
 
 AVALANCHE = "avalanche-lib==0.6.0"
 HIDDEN, CLASSES, EPOCHS, PRUNE, LR, MOMENTUM = 256, 10, 3, 0.5, 0.05, 0.9
@@ -142,13 +142,11 @@ def write_idx(mnist: Path, folder: Path, images: int) -> None:
             (folder / f"{name}-{kind}-ubyte").write_bytes(header + array.tobytes())
 
 
-# ---------------------------------------------------------------- a process each, taking turns
+# ---------------------------------------------------------------- taking turns
 
 
 def serve(name: str, arguments: argparse.Namespace) -> None:
-    """A contestant's process: makes one round for every line that it reads, and answers with a line of JSON."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no answer
+    """A contestant's process."""
     mnist, images, batch = arguments.mnist, arguments.train_images, arguments.batch
     with tempfile.TemporaryDirectory(prefix="taskpack-speed-") as temporary:
         rounds: dict[str, Callable[[], Round]] = {
@@ -156,39 +154,14 @@ def serve(name: str, arguments: argparse.Namespace) -> None:
             "plain": lambda: plain_rounds(mnist, images, batch),
             "avalanche": lambda: avalanche_rounds(mnist, Path(temporary), images, batch, arguments.rounds + 1),
         }
-        one = rounds[name]()
-        for _ in sys.stdin:
-            print(json.dumps(one()), file=answers, flush=True)
+        answer(rounds[name])
 
 
-def contestant(name: str, python: str, arguments: argparse.Namespace) -> subprocess.Popen[str]:
+def contestant(name: str, python: str, arguments: argparse.Namespace) -> Contestant:
     """Start a contestant's process."""
-    root = str(Path(__file__).parents[1])
-    paths = [root, os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else [root]
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    environment = {**os.environ, **threads, "PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "ignore"}
     flags = {"--rounds": arguments.rounds, "--train-images": arguments.train_images, "--batch": arguments.batch}
     command = [python, __file__, "--serve", name, "--mnist", str(arguments.mnist)]
-    command += [str(part) for pair in flags.items() for part in pair]
-    return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, stderr=subprocess.DEVNULL
-    )
-
-
-def ask(process: subprocess.Popen[str], name: str) -> dict[str, float]:
-    """One round of a contestant.
-
-    Raises:
-        SystemExit: its process ended.
-    """
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-        return json.loads(process.stdout.readline())
-    except (BrokenPipeError, json.JSONDecodeError):
-        raise SystemExit(f"{name} ended; see what it says: python {__file__} --serve {name} < /dev/stdin") from None
+    return Contestant(name, [*command, *(str(part) for pair in flags.items() for part in pair)])
 
 
 def summarise(taken: Mapping[str, list[dict[str, float]]]) -> dict[str, Any]:
@@ -222,15 +195,13 @@ def main() -> None:
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in processes}
     for turn in range(arguments.rounds + 1):
         for name in sorted(processes, reverse=bool(turn % 2)):
-            found = ask(processes[name], name)
+            found = processes[name].round()
             if turn:  # the first pays for what is made once
                 taken[name].append(found)
                 speed = found["images"] / found["seconds"]
                 print(f"round {turn}  {name:10s} {speed:9,.0f} images per CPU-second", flush=True)
     for process in processes.values():
-        assert process.stdin is not None
-        process.stdin.close()
-        process.wait()
+        process.end()
     result = summarise(taken)
     print("  ".join(f"{name} {value}" for name, value in result.items()))
     print(f"target {TARGET:g}: {'reached' if result['ratio'] >= TARGET else 'missed'}")
