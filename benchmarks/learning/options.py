@@ -21,6 +21,7 @@ def parser_of(description: str | None, *, epochs: int) -> argparse.ArgumentParse
     parser.add_argument("--val-images", type=int, default=6000)
     parser.add_argument("--mnist", type=Path, help="the .npz (default: mnist.npz in $TASKPACK_DATA)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the result's JSON and figures")
+    parser.add_argument("--work", type=Path, help="folder for stores: a stopped run goes on there (default: temporary)")
     return parser
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,45 +14,11 @@ from trainer.evaluate import evaluate
 from trainer.pipeline import train
 
 from .clock import Clock
+from .ledger import Ledger
 from .permuted import Cut, grey_backbone, picture_side, write_tasks
 
-
-@dataclass(frozen=True)
-class Packed:
-    """One task after its run.
-
-    Attributes:
-        report: the trainer's.
-        cpu_seconds: of its training, validation included.
-        lines: what the run said.
-    """
-
-    report: Report
-    cpu_seconds: float
-    lines: tuple[str, ...]
-
-    def as_json(self) -> dict[str, Any]:
-        """What a result keeps of it."""
-        report = self.report
-        return {
-            "task": report.task,
-            "test_top1": report.test_top1,
-            "val_top1": report.val_top1,
-            "pruning_loss": report.pruning_loss,
-            "prune": report.prune,
-            "claimed": report.claimed,
-            "free": report.free,
-            "total": report.total,
-            "tasks_left": report.tasks_left,
-            "bytes": report.bytes,
-            "presentations": report.presentations,
-            "cpu_seconds": round(self.cpu_seconds, 3),
-            "units": [
-                {"layer": u.layer, "units": u.units, "new": u.new, "reused": u.reused, "free": u.free}
-                for u in report.units
-            ],
-            "said": list(self.lines),
-        }
+Found = dict[str, Any]
+"""One task after its run, as a result keeps it (`found`)."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +30,7 @@ class PackedAll:
         after: test accuracy of each, measured on the store when all are in it.
     """
 
-    packed: tuple[Packed, ...]
+    packed: tuple[Found, ...]
     after: tuple[float, ...]
 
 
@@ -74,12 +40,13 @@ def pack(
     settings: Settings,
     seed: int,
     cut: Cut,
+    folder: Path,
     *,
     capacity: str = "weights",
     beside: Settings | None = None,
-    done: Callable[[Packed, Packed | None], None] = lambda _task, _beside: None,
+    done: Callable[[Found, Found | None], None] = lambda _task, _beside: None,
 ) -> PackedAll:
-    """Train the tasks one after another into a new store, then measure every one of them again.
+    """Train the tasks one after another into a store, then measure every one of them again.
 
     Args:
         mnist: the digits.
@@ -87,26 +54,67 @@ def pack(
         settings: of every task.
         seed: of everything: pictures, permutations, backbone.
         cut: how much of the benchmark.
+        folder: for sources, store and ledger; what was begun there goes on.
         capacity: what tasks take of the store.
         beside: train each task so, too, outside of the store: fine-tuning of a network of its own.
         done: told of each task, and of what was trained beside it.
     """
-    with tempfile.TemporaryDirectory(prefix="taskpack-permuted-") as temporary:
-        folder = Path(temporary)
-        sources = write_tasks(mnist, folder, seed, cut)
-        backbone = BackboneFile(grey_backbone(arch, picture_side(mnist), keep=0.0, seed=seed))
-        with Store.create(folder / "store", backbone, capacity=capacity) as store:
-            packed: list[Packed] = []
-            for source in sources:
-                packed.append(_one(store, source, settings))
-                done(packed[-1], _one(store, source, beside) if beside is not None else None)
-            return PackedAll(tuple(packed), tuple(_measure(store, sources)))
+    asked = [dataclasses.asdict(one) if one is not None else None for one in (settings, beside)]
+    setting = {"arch": arch, "settings": asked, "seed": seed, "cut": dataclasses.asdict(cut), "capacity": capacity}
+    ledger = Ledger(folder, setting)
+    sources = write_tasks(mnist, folder, seed, cut)
+    where = folder / "store"
+    with Store.open(where) if where.exists() else _new_store(where, mnist, arch, seed, capacity) as store:
+        packed: list[Found] = []
+        for source in sources:
+            packed.append(train_once(ledger, store, source.stem, source, settings))
+            done(packed[-1], train_once(ledger, store, source.stem, source, beside) if beside is not None else None)
+        return PackedAll(tuple(packed), tuple(_measure(store, sources)))
 
 
-def _one(store: Store, source: Path, settings: Settings) -> Packed:
-    clock = Clock()
-    report = train(store, source.stem, str(source), settings, clock)
-    return Packed(report, clock.seconds, tuple(clock.lines))
+def train_once(ledger: Ledger, store: Store, task: str, source: Path, settings: Settings) -> Found:
+    """Train a task unless the ledger has it; a run that was stopped goes on.
+
+    Raises:
+        SystemExit: the store has the task, but nobody wrote down what it found.
+    """
+    name = f"{settings.method} {task}"
+
+    def step() -> Found:
+        if settings.method != "finetune" and any(known.name == task for known in store.tasks()):
+            raise SystemExit(f"{ledger.folder}: {name!r} was stopped between training and noting; begin anew elsewhere")
+        clock = Clock()
+        report = train(store, task, str(source), dataclasses.replace(settings, resume=True), clock)
+        return found(report, clock)
+
+    return ledger.once(name, step)
+
+
+def found(report: Report, clock: Clock) -> Found:
+    """What a result keeps of a run; of one that was stopped, `cpu_seconds` are those of its last sitting."""
+    return {
+        "task": report.task,
+        "test_top1": report.test_top1,
+        "val_top1": report.val_top1,
+        "pruning_loss": report.pruning_loss,
+        "prune": report.prune,
+        "claimed": report.claimed,
+        "free": report.free,
+        "total": report.total,
+        "tasks_left": report.tasks_left,
+        "bytes": report.bytes,
+        "presentations": report.presentations,
+        "cpu_seconds": round(clock.seconds, 3),
+        "units": [
+            {"layer": u.layer, "units": u.units, "new": u.new, "reused": u.reused, "free": u.free} for u in report.units
+        ],
+        "said": list(clock.lines),
+    }
+
+
+def _new_store(where: Path, mnist: Path, arch: str, seed: int, capacity: str) -> Store:
+    backbone = BackboneFile(grey_backbone(arch, picture_side(mnist), keep=0.0, seed=seed))
+    return Store.create(where, backbone, capacity=capacity)
 
 
 def _measure(store: Store, sources: Sequence[Path]) -> list[float]:

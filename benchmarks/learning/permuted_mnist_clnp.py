@@ -27,8 +27,9 @@ import torch
 
 from trainer import Settings
 
+from .ledger import workplace
 from .options import cut_of, mnist_of, parser_of
-from .packing import Packed, pack
+from .packing import Found, pack
 from .record import environment, mean_sd, table, write
 
 ARCH = "mlp-2000-2000"
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--finetune", action="store_true", help="the fine-tuning variant")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    cut = cut_of(arguments)
+    cut, mnist = cut_of(arguments), mnist_of(arguments)
     settings = dataclasses.replace(
         SETTINGS,
         epochs=arguments.epochs,
@@ -95,21 +96,24 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         run: dict[str, Any] = {"seed": seed, "tasks": []}
         result["seeds"].append(run)
 
-        def done(packed: Packed, alone: Packed | None, run: dict[str, Any] = run) -> None:
+        def done(packed: Found, alone: Found | None, run: dict[str, Any] = run) -> None:
             assert alone is not None
-            run["tasks"].append(packed.as_json() | {"alone": alone.as_json()})
+            run["tasks"].append(packed | {"alone": alone})
             write(path, result)
-            units = ", ".join(f"{u.layer} {u.new} new {u.reused} reused {u.free} free" for u in packed.report.units)
+            units = ", ".join(
+                f"{u['layer']} {u['new']} new {u['reused']} reused {u['free']} free" for u in packed["units"]
+            )
             print(
-                f"seed {run['seed']} {packed.report.task}: test {packed.report.test_top1} (alone "
-                f"{alone.report.test_top1}), pruning loss {packed.report.pruning_loss}; {units}",
+                f"seed {run['seed']} {packed['task']}: test {packed['test_top1']} (alone {alone['test_top1']}), "
+                f"pruning loss {packed['pruning_loss']}; {units}",
                 flush=True,
             )
 
         mine = dataclasses.replace(settings, seed=seed)
-        after = pack(
-            mnist_of(arguments), arguments.arch, mine, seed, cut, capacity="units", beside=_alone(mine), done=done
-        ).after
+        with workplace(arguments.work, f"{path.stem}-{seed}") as folder:
+            after = pack(
+                mnist, arguments.arch, mine, seed, cut, folder, capacity="units", beside=_alone(mine), done=done
+            ).after
         alone = [task["alone"]["test_top1"] for task in run["tasks"]]
         run |= {"after": list(after), "mean": sum(after) / len(after), "mean_alone": sum(alone) / len(alone)}
         run["cpu_seconds"] = round(sum(task["cpu_seconds"] for task in run["tasks"]), 3)
@@ -129,9 +133,9 @@ def _first_task(arguments: argparse.Namespace, settings: Settings) -> float:
     seed = arguments.seeds[0]
     cut = dataclasses.replace(cut_of(arguments), tasks=1)
     mine = dataclasses.replace(settings, seed=seed)
-    (packed,) = pack(mnist_of(arguments), arguments.arch, mine, seed, cut, capacity="units").packed
-    assert packed.report.val_top1 is not None
-    return packed.report.val_top1
+    with workplace(arguments.work, f"l1-{settings.l1:g}-{seed}") as folder:
+        (packed,) = pack(mnist_of(arguments), arguments.arch, mine, seed, cut, folder, capacity="units").packed
+    return packed["val_top1"]
 
 
 def _alone(settings: Settings) -> Settings:

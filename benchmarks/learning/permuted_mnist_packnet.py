@@ -16,7 +16,6 @@ retraining and 3 epochs.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,8 +23,9 @@ import torch
 
 from trainer import Settings
 
+from .ledger import workplace
 from .options import cut_of, mnist_of, parser_of
-from .packing import Packed, pack
+from .packing import Found, pack
 from .record import environment, mean_sd, table, write
 
 ARCH, PUBLISHED, TARGET = "mlp-100-100", 0.9637, 0.9607
@@ -72,16 +72,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         result["settings"] = dataclasses.asdict(dataclasses.replace(settings, seed=0))
         run: dict[str, Any] = {"seed": seed, "tasks": []}
         result["seeds"].append(run)
-        started = time.process_time()
 
-        def done(packed: Packed, _beside: Packed | None, run: dict[str, Any] = run) -> None:
-            run["tasks"].append(packed.as_json())
+        def done(packed: Found, _beside: Found | None, run: dict[str, Any] = run) -> None:
+            run["tasks"].append(packed)
             write(arguments.out / "permuted_mnist_packnet.json", result)
-            print(f"seed {run['seed']} {packed.report.task}: test {packed.report.test_top1}", flush=True)
+            print(f"seed {run['seed']} {packed['task']}: test {packed['test_top1']}", flush=True)
 
-        after = pack(mnist_of(arguments), arguments.arch, settings, seed, cut, done=done).after
+        with workplace(arguments.work, f"packnet-{seed}") as folder:
+            after = pack(mnist_of(arguments), arguments.arch, settings, seed, cut, folder, done=done).after
         run |= {"after": list(after), "mean": sum(after) / len(after)}
-        run["cpu_seconds"] = round(time.process_time() - started, 3)
+        run["cpu_seconds"] = round(sum(task["cpu_seconds"] for task in run["tasks"]), 3)
     write(arguments.out / "permuted_mnist_packnet.json", result)
     print(shown(result))
     return result

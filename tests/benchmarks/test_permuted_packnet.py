@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 
-from benchmarks.learning import permuted_mnist_packnet
+import pytest
+
+from benchmarks.learning import packing, permuted_mnist_packnet
 
 from .digits import write_digits
 
@@ -25,3 +27,38 @@ def test_the_packnet_experiment_runs_cut_down_and_its_json_says_how(tmp_path, ca
     assert (first["presentations"], last["presentations"]) == (5 * 60, 3 * 60), "two of five epochs after pruning"
     assert last["free"] == 0
     assert "96.37" in capsys.readouterr().out
+
+
+class Killed(Exception):
+    """Stands for a machine that went away."""
+
+
+def test_a_stopped_experiment_goes_on_where_it_was_and_finds_the_same(tmp_path, monkeypatch):
+    mnist, work = write_digits(tmp_path / "mnist.npz"), tmp_path / "work"
+    flags = f"--mnist {mnist} --tasks 3 --epochs 2 --train-images 40 --val-images 18 --arch mlp-8".split()
+    whole = permuted_mnist_packnet.main([*flags, "--out", str(tmp_path / "whole")])
+    train, trained = packing.train, list[str]()
+
+    def killed_in_the_second(store, task, source, settings, reporter):
+        if task == "task02" and not trained.count("task02"):
+            trained.append(task)
+
+            class Stops(type(reporter)):
+                def epoch(self, row):
+                    super().epoch(row)
+                    if row.epoch == 1:
+                        raise Killed
+
+            reporter = Stops()
+        trained.append(task)
+        return train(store, task, source, settings, reporter)
+
+    monkeypatch.setattr(packing, "train", killed_in_the_second)
+    again = [*flags, "--out", str(tmp_path / "again"), "--work", str(work)]
+    with pytest.raises(Killed):
+        permuted_mnist_packnet.main(again)
+    found = permuted_mnist_packnet.main(again)
+    assert trained == ["task01", "task02", "task02", "task02", "task03"], "the first was not trained twice"
+    assert found["seeds"][0]["after"] == whole["seeds"][0]["after"]
+    with pytest.raises(SystemExit, match="another cut; give --work another folder"):
+        permuted_mnist_packnet.main([*again, "--val-images", "17"])
