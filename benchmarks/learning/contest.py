@@ -1,0 +1,189 @@
+"""Methods side by side on photographs: each packs the same sources into a store of its own, by one protocol."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from masks_store import Store
+from trainer import Report, Settings, init
+from trainer.metrics import calibration_error, macro_f1
+from trainer.pipeline import train
+from trainer.predictions import Predictions, from_csv
+from trainer.runs import RESULTS, predictions_file
+
+from .clock import Clock
+from .ledger import Ledger
+from .packing import Found, found
+from .variants import VARIANTS, Protocol, Variant, settings_of
+
+ROUNDS = 2000
+"""Of the bootstrap."""
+
+
+def slug(name: str) -> str:
+    """A variant's name as a folder's."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def run_variant(
+    name: str,
+    sources: Mapping[str, Path],
+    protocol: Protocol,
+    rate: float | None,
+    seed: int,
+    folder: Path,
+    *,
+    tasks: int | None = None,
+    done: Callable[[Found], None] = lambda _: None,
+) -> list[Found]:
+    """Pack the sources one after another; what was begun in the folder goes on.
+
+    Args:
+        name: of `VARIANTS`.
+        sources: by the tasks' names, in their order.
+        protocol, rate, seed: see `settings_of`.
+        folder: for store and ledger.
+        tasks: that the store is for; None: as many as there are sources.
+        done: told of each task.
+    """
+    variant, count = VARIANTS[name], len(sources) if tasks is None else tasks
+    settings = settings_of(variant, protocol, count, rate, seed)
+    setting = {"variant": name, "protocol": protocol.as_json(), "settings": dataclasses.asdict(settings)}
+    ledger = Ledger(folder, setting | {"sources": list(sources)})
+    with _store(folder / "store", variant, protocol, seed) as store:
+        results: list[Found] = []
+        for number, (task, source) in enumerate(sources.items(), 1):
+            own = settings_of(variant, protocol, count, rate, seed, last=number == count)
+            results.append(ledger.once(task, lambda task=task, path=source, own=own: _train(store, task, path, own)))
+            done(results[-1])
+    return results
+
+
+def _store(where: Path, variant: Variant, protocol: Protocol, seed: int) -> Store:
+    if where.exists():
+        return Store.open(where)
+    return init(
+        where,
+        protocol.arch,
+        weights=protocol.weights,
+        image_size=protocol.size,
+        keep=variant.keep if protocol.keep is None else protocol.keep,
+        capacity=variant.capacity,
+        settings=Settings(seed=seed),
+    )
+
+
+def _train(store: Store, task: str, source: Path, settings: Settings) -> Found:
+    clock = Clock()
+    report = train(store, task, str(source), dataclasses.replace(settings, resume=True), clock)
+    said = predictions(report)
+    return found(report, clock) | {
+        "version": report.version,
+        "images": report.images,
+        "macro_f1": macro_f1(said.labels, said.predicted),
+        "calibration_error": calibration_error(said.correct, said.confidence),
+        "hits": "".join("01"[int(hit)] for hit in said.correct),
+        "epochs": epochs_of(Path(report.run or "")),
+        "compared": report.compared,
+        "changed_bits": report.changed_bits,
+        "seconds": report.seconds,
+    }
+
+
+def predictions(report: Report) -> Predictions:
+    """What the artifact says of the test pictures; of validation's where there are none."""
+    assert report.run is not None
+    split = "test" if report.test_top1 is not None else "val"
+    path = Path(report.run) / predictions_file(split)
+    return from_csv(path.read_text(), path.name)
+
+
+def epochs_of(run: Path) -> list[dict[str, Any]]:
+    """Phase, epoch and validation accuracy of every epoch, those of earlier sittings included."""
+    with (run / RESULTS).open(newline="") as lines:
+        return [
+            {"phase": row["phase"], "epoch": int(row["epoch"]), "val_top1": float(row["val_top1"])}
+            for row in csv.DictReader(lines)
+        ]
+
+
+def choose_rate(
+    name: str, sources: Mapping[str, Path], protocol: Protocol, seed: int, folder: Path, tasks: int
+) -> tuple[float, dict[str, float]]:
+    """The learning rate with the best mean validation accuracy, each source trained alone; and the three means."""
+    means: dict[float, float] = {}
+    for rate in VARIANTS[name].rates:
+        tops = [
+            run_variant(name, {task: path}, protocol, rate, seed, folder / f"{rate:g}-{task}", tasks=tasks)[0][
+                "val_top1"
+            ]
+            for task, path in sources.items()
+        ]
+        means[rate] = sum(tops) / len(tops)
+    return max(means, key=means.__getitem__), {f"{rate:g}": mean for rate, mean in means.items()}
+
+
+def compete(
+    result: dict[str, Any],
+    save: Callable[[], None],
+    rates: Mapping[str, float | None],
+    sources: Mapping[str, Path],
+    protocol: Protocol,
+    seeds: Sequence[int],
+    folder: Callable[[str, int], Path],
+    tasks: int | None = None,
+) -> None:
+    """Run variants one after another.
+
+    Args:
+        result: gets `variants`: name -> `lr` and `seeds`, each with its `tasks`.
+        save: called after every task.
+        rates: the variants' names with their learning rates; None: the method's default.
+        sources, protocol, tasks: see `run_variant`.
+        seeds: each in a store of its own.
+        folder: of a variant and a seed.
+    """
+    result["variants"] = {}
+    for name, rate in rates.items():
+        runs: list[dict[str, Any]] = []
+        result["variants"][name] = {"lr": rate, "seeds": runs}
+        for seed in seeds:
+            run: dict[str, Any] = {"seed": seed, "tasks": []}
+            runs.append(run)
+
+            def done(task: Found, name: str = name, run: dict[str, Any] = run) -> None:
+                run["tasks"].append(task)
+                save()
+                print(f"{name}, seed {run['seed']}, {task['task']}: test {task['test_top1']:.4f}", flush=True)
+
+            run_variant(name, sources, protocol, rate, seed, folder(name, seed), tasks=tasks, done=done)
+
+
+def hits_of(result: Found) -> np.ndarray:
+    """Bool [N]: which test pictures were right."""
+    return np.frombuffer(result["hits"].encode(), np.uint8) == ord("1")
+
+
+def mean_difference(ours: Sequence[Found], theirs: Sequence[Found], seed: int = 0) -> tuple[float, float, float]:
+    """Mean over tasks of the paired difference in accuracy, with its 95 % bootstrap interval.
+
+    Pictures are drawn with replacement within each task (stratified bootstrap), `ROUNDS` times.
+
+    Returns:
+        Mean, lower and upper end, fractions of 1.
+    """
+    random = np.random.default_rng(seed)
+    means, drawn = list[float](), np.zeros(ROUNDS)
+    for own, other in zip(ours, theirs, strict=True):
+        paired = hits_of(own).astype(np.float64) - hits_of(other)
+        means.append(float(paired.mean()))
+        drawn += [paired[random.integers(0, len(paired), len(paired))].mean() for _ in range(ROUNDS)]
+    low, high = np.quantile(drawn / len(means), (0.025, 0.975))
+    return sum(means) / len(means), float(low), float(high)

@@ -1,0 +1,62 @@
+"""One large task after three small ones, as the PackNet paper adds Places365: the small ones must not change.
+
+    TASKPACK_DATA=DIR python -m benchmarks.learning.large_task --work WORK
+
+time        see results/large_task.json, `cpu_seconds`; one thread, nearly all of it for the large task
+hardware    two cores of an Intel Xeon with AVX-512, no GPU
+expected    cifar10's 50,000 pictures learn within a few points of fine-tuning; 0 bits of the small tasks changed
+
+flowers89, gtsrb, pacs_photo, then cifar10, on a pretrained ResNet-18 at 64 pixels: PackNet that gives back 75 % each
+time, and Piggyback; fine-tuning beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .contest import compete, slug
+from .photographs import parse, photograph_parser, protocol_of, sources_of
+from .record import environment, table, write
+from .variants import VARIANTS
+
+SETS = ("flowers89", "gtsrb", "pacs_photo", "cifar10")
+METHODS = ("packnet 75", "piggyback", "finetune")
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run, print a table, write the JSON; returns what was written."""
+    arguments = parse(photograph_parser(__doc__, SETS, variants=METHODS), argv)
+    protocol = protocol_of(arguments)
+    result: dict[str, Any] = {"experiment": "one large task", **environment(), "protocol": protocol.as_json()}
+    compete(
+        result,
+        lambda: write(arguments.out / "large_task.json", result),
+        {name: VARIANTS[name].rates[1] for name in arguments.variants},
+        sources_of(arguments.data, arguments.sets, arguments.work / "sources", arguments.per_class),
+        protocol,
+        arguments.seeds,
+        lambda name, seed: arguments.work / f"{slug(name)}-{seed}",
+    )
+    print(shown(result))
+    return result
+
+
+def shown(result: dict[str, Any]) -> str:
+    """A row per variant; the first seed."""
+    first = {name: mine["seeds"][0]["tasks"] for name, mine in result["variants"].items()}
+    tasks = [task["task"] for task in next(iter(first.values()))]
+    rows = [
+        [
+            name,
+            *(f"{100 * task['test_top1']:.1f}" for task in found),
+            f"{found[-1]['bytes']:,}",
+            f"{found[-1]['changed_bits']} of {found[-1]['compared']} versions",
+        ]
+        for name, found in first.items()
+    ]
+    return table(["", *(f"{task}, test %" for task in tasks), "bytes of the last", "bits changed by it"], rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The flags that the experiments on photographs share, and their sources."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from .options import RESULTS
+from .subsets import subset
+from .variants import METHODS, VARIANTS, Protocol
+
+
+def photograph_parser(
+    description: str | None,
+    sets: Sequence[str],
+    *,
+    variants: Sequence[str] = METHODS,
+    epochs: int = 15,
+    size: int = 64,
+    arch: str = "resnet18",
+    weights: str | None = None,
+) -> argparse.ArgumentParser:
+    """A parser with the common flags; the defaults are the protocol's."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=os.environ.get("TASKPACK_DATA"), help="(default: $TASKPACK_DATA)")
+    parser.add_argument("--work", type=Path, required=True, help="folder for stores: a stopped run goes on there")
+    parser.add_argument("--variants", nargs="+", default=list(variants), choices=list(VARIANTS))
+    parser.add_argument("--sets", nargs="+", default=list(sets), choices=list(sets))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--epochs", type=int, default=epochs)
+    parser.add_argument("--size", type=int, default=size, help="pixels")
+    parser.add_argument("--arch", default=arch)
+    parser.add_argument(
+        "--weights", default=weights, help="a file, or none (default: weights/resnet18.safetensors of the data)"
+    )
+    parser.add_argument("--per-class", type=int, help="training pictures of a class, at most (default: all)")
+    parser.add_argument("--precision", default="32-true")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the result's JSON")
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The flags; one thread from here on."""
+    arguments = parser.parse_args(argv)
+    if arguments.data is None:
+        parser.error("set TASKPACK_DATA to the folder with the sets and weights, or give --data")
+    torch.set_num_threads(1)
+    return arguments
+
+
+def protocol_of(arguments: argparse.Namespace, per_class: int | None = None, keep: float | None = None) -> Protocol:
+    """The protocol that the flags ask for; `per_class` instead of the flag's."""
+    return Protocol(
+        arch=arguments.arch,
+        weights=_weights(arguments.weights, arguments.data),
+        size=arguments.size,
+        epochs=arguments.epochs,
+        per_class=per_class or arguments.per_class,
+        precision=arguments.precision,
+        keep=keep,
+    )
+
+
+def sources_of(data: Path, names: Sequence[str], folder: Path, per_class: int | None) -> dict[str, Path]:
+    """Task name -> its source; one with fewer training pictures is written into the folder."""
+    found = {name: source_of(data, name) for name in names}
+    if per_class is None:
+        return found
+    folder.mkdir(parents=True, exist_ok=True)
+    return {
+        name: subset(path, folder / f"{name}-{per_class}{path.suffix}", per_class=per_class)
+        for name, path in found.items()
+    }
+
+
+def source_of(data: Path, name: str) -> Path:
+    """A shared set's file."""
+    return next(path for path in (data / f"{name}.zip", data / f"{name}.npz") if path.exists())
+
+
+def _weights(asked: str | None, data: Path) -> Path | None:
+    """A file, those of the shared data, or (`none`) a random start."""
+    return None if asked == "none" else Path(asked) if asked else data / "weights" / "resnet18.safetensors"

@@ -1,0 +1,113 @@
+"""The methods as the experiments on photographs run them, and what they have in common."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer import Settings
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method as an experiment runs it.
+
+    Attributes:
+        keep: share of the backbone's weights that its store keeps.
+        settings: what departs from the method's defaults.
+        rates: learning rates to choose from, on validation pictures; the middle one is used without a choice.
+        capacity: what tasks take of its store: `weights` or `units`.
+    """
+
+    keep: float
+    settings: Settings
+    rates: tuple[float, float, float]
+    capacity: str = "weights"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What all variants have in common.
+
+    Attributes:
+        arch, weights, size: of the backbone; `size` in pixels.
+        epochs: that every method shows the pictures for, over all of its phases.
+        per_class: training pictures of a class; None: all.
+        threads: of the arithmetic.
+        precision: as `taskpack train` has it.
+        keep: share of the weights that every store keeps, whatever the variant's; None: the variant's.
+    """
+
+    arch: str
+    weights: Path | None
+    size: int
+    epochs: int
+    per_class: int | None = None
+    threads: int = 1
+    precision: str = "32-true"
+    keep: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """For the result, without a path of the machine."""
+        return dataclasses.asdict(self) | {"weights": self.weights.name if self.weights is not None else None}
+
+
+_SGD, _ADAM, _MASKS = (0.003, 0.01, 0.03), (3e-4, 1e-3, 3e-3), (3e-5, 1e-4, 3e-4)
+
+
+def _packnet(prune: float | str = 0.75, **others: Any) -> Variant:
+    return Variant(0.5, Settings(method="packnet", prune=prune, **others), _SGD)
+
+
+def _clnp(margin: float, **others: Any) -> Variant:
+    return Variant(0.0, Settings(method="clnp", margin=margin, optimizer="adam", **others), _ADAM, capacity="units")
+
+
+VARIANTS: Mapping[str, Variant] = {
+    "packnet equal": _packnet("equal:{tasks}"),
+    "packnet auto": _packnet("auto"),
+    "packnet pick": _packnet("equal:{tasks}", pick=True),
+    "piggyback": Variant(1.0, Settings(method="piggyback"), _MASKS),
+    "clr": Variant(1.0, Settings(method="clr"), _ADAM),
+    "clr full": Variant(1.0, Settings(method="clr", adapter="full"), _ADAM),
+    "bn": Variant(1.0, Settings(method="bn"), _ADAM),
+    "linear": Variant(1.0, Settings(method="linear"), _ADAM),
+    "finetune": Variant(1.0, Settings(method="finetune"), _SGD),
+    "packnet 50": _packnet(0.5),
+    "packnet 60": _packnet(0.6),
+    "packnet 75": _packnet(0.75),
+    "packnet 90": _packnet(0.9),
+    "packnet 75 filters": _packnet(0.75, prune_by="filters"),
+    "packnet 75 last layer": _packnet(0.75, train_layers="last:1"),
+    "packnet head": Variant(0.5, Settings(method="packnet", train_layers="head"), _SGD),
+    **{f"clnp {margin:g}": _clnp(margin) for margin in (1.0, 2.0, 4.0)},
+    **{f"clnp {margin:g} finetuned": _clnp(margin, finetune=True) for margin in (1.0, 2.0, 4.0)},
+}
+METHODS = ("packnet equal", "packnet auto", "packnet pick", "piggyback", "clr", "clr full", "bn", "linear", "finetune")
+"""One of each, for pretrained backbones."""
+
+
+def settings_of(
+    variant: Variant, protocol: Protocol, tasks: int, rate: float | None, seed: int, *, last: bool = False
+) -> Settings:
+    """A variant's settings under the protocol.
+
+    PackNet retrains half as many epochs as it trains, rounded up: two thirds of the epochs are its main phase, so that
+    it shows the pictures as often as the others; the `last` of its equal tasks prunes nothing and has one phase. What
+    `--prune auto` tries comes on top, and is counted.
+    """
+    own = variant.settings
+    prune = own.prune.format(tasks=tasks) if isinstance(own.prune, str) else own.prune
+    retrains = own.method == "packnet" and own.train_layers != "head" and not (last and str(prune).startswith("equal"))
+    return dataclasses.replace(
+        own,
+        prune=prune,
+        epochs=max(1, protocol.epochs * 2 // 3) if retrains else protocol.epochs,
+        lr=rate,
+        precision=protocol.precision,
+        threads=protocol.threads,
+        seed=seed,
+    )

@@ -1,0 +1,221 @@
+"""Experiments that train several methods on several sets, cut down to seconds."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from benchmarks.learning import (
+    cifar_then_tiny,
+    eight_domains,
+    exhaustion,
+    few_images,
+    findings,
+    large_task,
+    many_small_tasks,
+)
+from benchmarks.learning.contest import mean_difference
+from benchmarks.learning.subsets import classes_of, subset
+
+SIDE = 16
+
+
+def _jpeg(digit):
+    picture = Image.fromarray((digit * 15).astype(np.uint8)).resize((SIDE, SIDE)).convert("RGB")
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=95)
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Two sets of digits: a .zip with ten classes, an .npz with ten."""
+    folder = tmp_path_factory.mktemp("sets")
+    digits = load_digits()
+    pictures = {label: digits.images[digits.target == label] for label in range(10)}
+    with zipfile.ZipFile(folder / "flowers89.zip", "w") as archive:
+        for label, own in pictures.items():
+            for i, digit in enumerate(own[:24]):
+                split = "train" if i < 16 else "test"
+                archive.writestr(f"flowers89/{split}/{label:02d}_digit/{i:03d}.jpg", _jpeg(digit))
+    grey = np.stack(
+        [np.asarray(Image.fromarray((d * 15).astype(np.uint8)).resize((SIDE, SIDE))) for d in digits.images]
+    )
+    np.savez(
+        folder / "omniglot28.npz",
+        train_images=grey[:300, :, :, None],
+        train_labels=digits.target[:300].astype(np.int64),
+        test_images=grey[300:400, :, :, None],
+        test_labels=digits.target[300:400].astype(np.int64),
+        class_names=np.array([f"sign{i}" for i in range(10)]),
+    )
+    for other in ("cifar10", "tiny_imagenet32_100"):
+        (folder / f"{other}.npz").write_bytes((folder / "omniglot28.npz").read_bytes())
+    return folder
+
+
+def test_a_subset_of_a_zip_holds_the_asked_classes_whole_test_split_and_few_training_pictures(data, tmp_path):
+    classes = ["03_digit", "07_digit"]
+    smaller = subset(data / "flowers89.zip", tmp_path / "few.zip", classes, per_class=5)
+    assert classes_of(smaller) == classes
+    with zipfile.ZipFile(smaller) as few, zipfile.ZipFile(data / "flowers89.zip") as whole:
+        names = few.namelist()
+        assert [sum(f"/{split}/" in name for name in names) for split in ("train", "test")] == [10, 16]
+        assert all(few.read(name) == whole.read(name) for name in names)
+
+
+def test_a_subset_of_an_npz_numbers_its_classes_anew_and_keeps_their_pictures(data, tmp_path):
+    smaller = subset(data / "omniglot28.npz", tmp_path / "few.npz", ["sign8", "sign2"], per_class=4)
+    with np.load(smaller) as few, np.load(data / "omniglot28.npz") as whole:
+        assert few["class_names"].tolist() == ["sign8", "sign2"]
+        assert few["train_labels"].tolist() == [0] * 4 + [1] * 4
+        assert len(few["test_labels"]) == np.isin(whole["test_labels"], (2, 8)).sum()
+        eights = whole["train_images"][whole["train_labels"] == 8]
+        assert all((eights == image).all(axis=(1, 2, 3)).any() for image in few["train_images"][:4])
+
+
+def test_a_subset_of_jpeg_bytes_cuts_each_picture_out_whole(tmp_path):
+    scans = [b"zero", b"one!!", b"", b"three"]
+    np.savez(
+        tmp_path / "whole.npz",
+        class_names=np.array(["a", "b"]),
+        jpeg_header=np.frombuffer(b"head", np.uint8),
+        train_labels=np.array([0, 1, 0, 1]),
+        train_scans=np.frombuffer(b"".join(scans), np.uint8),
+        train_offsets=np.cumsum([0, *map(len, scans)]),
+    )
+    with np.load(subset(tmp_path / "whole.npz", tmp_path / "few.npz", ["b"])) as few:
+        ends = few["train_offsets"]
+        found = [few["train_scans"].tobytes()[a:b] for a, b in itertools.pairwise(ends)]
+        assert found == [b"one!!", b"three"]
+        assert few["jpeg_header"].tobytes() == b"head"
+
+
+def test_the_mean_difference_is_that_of_the_tasks_and_its_interval_spreads_with_few_pictures():
+    def result(hits):
+        return {"hits": hits}
+
+    ours, theirs = [result("11110000"), result("10")], [result("11000000"), result("00")]
+    mean, low, high = mean_difference(ours, theirs)
+    assert mean == pytest.approx((2 / 8 + 1 / 2) / 2)
+    assert low < mean < high
+    assert mean_difference(ours, ours) == (0.0, 0.0, 0.0)
+    many = mean_difference([result("1100" * 500)], [result("1000" * 500)])
+    assert many[2] - many[1] < 0.05 < high - low
+
+
+def test_small_tasks_of_several_sets_go_into_one_store_and_change_nothing(data, tmp_path, capsys):
+    flags = ["--data", str(data), "--work", str(tmp_path / "work"), "--out", str(tmp_path), "--arch", "tinyresnet"]
+    flags += ["--weights", "none", "--size", str(SIDE), "--epochs", "2", "--sets", "flowers89", "omniglot28"]
+    found = many_small_tasks.main([*flags, "--tasks", "2"])
+    tasks = found["variants"]["clr"]["seeds"][0]["tasks"]
+    assert [one["task"] for one in tasks] == [
+        "flowers89-01",
+        "omniglot28-01",
+        "flowers89-02",
+        "omniglot28-02",
+    ]
+    assert [one["compared"] for one in tasks] == [0, 1, 2, 3]
+    assert not any(one["changed_bits"] for one in tasks)
+    assert [one["images"]["test"] for one in tasks[::2]] == [40, 40], "eight of each of five classes"
+    assert json.loads((tmp_path / "many_small_tasks.json").read_text()) == found
+    assert "| all | 4 |" in capsys.readouterr().out
+
+
+def test_eight_domains_compares_variants_and_order_matters_to_packnet_alone(data, tmp_path, capsys):
+    flags = ["--data", str(data), "--work", str(tmp_path / "work"), "--out", str(tmp_path), "--arch", "tinyresnet"]
+    flags += ["--weights", "none", "--size", str(SIDE), "--epochs", "2", "--sets", "flowers89", "omniglot28"]
+    flags += ["--variants", "linear", "packnet equal", "--per-class", "4"]
+    found = eight_domains.main(flags)
+    turned = eight_domains.main([*flags, "--reverse"])
+    assert eight_domains.same_versions(found, turned, "linear")
+    assert not eight_domains.same_versions(found, turned, "packnet equal")
+    shown = {
+        name: {task["presentations"] for task in mine["seeds"][0]["tasks"]} for name, mine in found["variants"].items()
+    }
+    assert shown["linear"] == shown["packnet equal"]
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| linear |"))
+    tops = [task["test_top1"] for task in found["variants"]["linear"]["seeds"][0]["tasks"]]
+    assert row.split(" | ")[1:3] == [f"{100 * top:.1f}" for top in tops]
+
+
+def test_eight_domains_tells_what_a_method_gives_up_against_fine_tuning(data, tmp_path, capsys):
+    flags = ["--data", str(data), "--work", str(tmp_path / "work"), "--out", str(tmp_path), "--arch", "tinyresnet"]
+    flags += ["--weights", "none", "--size", str(SIDE), "--epochs", "1", "--sets", "omniglot28"]
+    found = eight_domains.main([*flags, "--variants", "finetune", "linear"])
+    tops = [mine["seeds"][0]["tasks"][0]["test_top1"] for mine in found["variants"].values()]
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| linear |"))
+    assert f" {100 * (tops[1] - tops[0]):+.2f} (" in row
+
+
+def test_a_learning_rate_is_chosen_on_validation_once_and_kept(data, tmp_path):
+    flags = ["--data", str(data), "--work", str(tmp_path / "work"), "--out", str(tmp_path), "--arch", "tinyresnet"]
+    flags += ["--weights", "none", "--size", str(SIDE), "--epochs", "1", "--sets", "flowers89", "--choose"]
+    found = eight_domains.main([*flags, "--variants", "linear"])
+    means = {float(rate): top1 for rate, top1 in found["val_top1_by_lr"]["linear"].items()}
+    assert len(means) == 3
+    assert means[found["variants"]["linear"]["lr"]] == max(means.values())
+    ledger = tmp_path / "work" / "rates" / "linear" / "ledger.json"
+    kept = ledger.stat().st_mtime_ns
+    assert eight_domains.main([*flags, "--variants", "linear"])["variants"] == found["variants"]
+    assert ledger.stat().st_mtime_ns == kept
+
+
+def test_few_images_trains_with_few_and_with_all_and_measures_on_the_same_pictures(data, tmp_path, capsys):
+    flags = ["--data", str(data), "--work", str(tmp_path / "work"), "--out", str(tmp_path), "--arch", "tinyresnet"]
+    flags += ["--weights", "none", "--size", str(SIDE), "--epochs", "1", "--sets", "flowers89", "--variants", "bn"]
+    found = few_images.main(flags)
+    images = {
+        count: part["sets"]["flowers89"]["variants"]["bn"]["seeds"][0]["tasks"][0]["images"]
+        for count, part in found["counts"].items()
+    }
+    assert [own["train"] + own["val"] for own in images.values()] == [50, 160, 160]
+    assert {own["test"] for own in images.values()} == {80}
+    assert json.loads((tmp_path / "few_images.json").read_text()) == found
+    assert "| bn |" in capsys.readouterr().out
+
+
+@pytest.fixture
+def flags(data, tmp_path):
+    common = ["--data", str(data), "--work", str(tmp_path / "work"), "--out", str(tmp_path), "--arch", "tinyresnet"]
+    return [*common, "--weights", "none", "--size", str(SIDE), "--epochs", "2", "--per-class", "6"]
+
+
+def test_a_large_task_after_a_small_one_changes_none_of_its_bits(flags, capsys):
+    found = large_task.main([*flags, "--sets", "flowers89", "cifar10", "--variants", "packnet 75"])
+    last = found["variants"]["packnet 75"]["seeds"][0]["tasks"][-1]
+    assert (last["task"], last["compared"], last["changed_bits"]) == ("cifar10", 1, 0)
+    assert "0 of 1 versions" in capsys.readouterr().out
+
+
+def test_exhaustion_packs_classes_in_their_order_into_a_network_that_keeps_nothing(flags, capsys):
+    found = exhaustion.main([*flags, "--tasks", "2", "--variants", "packnet 60"])
+    first, second = found["variants"]["packnet 60"]["seeds"][0]["tasks"]
+    assert first["claimed"] == pytest.approx(0.4 * first["total"], rel=0.01), "everything was free"
+    assert second["claimed"] == pytest.approx(0.4 * first["free"], rel=0.01)
+    assert "packnet 60" in capsys.readouterr().out
+
+
+def test_clnp_on_pictures_tells_what_was_lost_and_what_is_free(flags, capsys):
+    found = cifar_then_tiny.main([*flags, "--tasks", "1", "--variants", "clnp 4"])
+    first, later = found["variants"]["clnp 4"]["seeds"][0]["tasks"]
+    assert (first["task"], later["task"]) == ("cifar10", "classes01")
+    units = later["units"]
+    free = sum(unit["free"] for unit in units) / sum(unit["units"] for unit in units)
+    assert f"{100 * free:.0f} % |" in capsys.readouterr().out
+
+
+def test_findings_tells_accuracy_before_and_after_retraining(flags, capsys):
+    found = findings.main([*flags, "--variants", "packnet 90", "packnet head"])
+    task = found["variants"]["packnet 90"]["seeds"][0]["tasks"][0]
+    (pruned,) = [row["val_top1"] for row in task["epochs"] if (row["phase"], row["epoch"]) == ("retrain", 0)]
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| packnet 90 |"))
+    assert row.split(" | ")[2:4] == [f"{100 * pruned:.1f}", f"{100 * task['val_top1']:.1f}"]
+    assert found["variants"]["packnet head"]["seeds"][0]["tasks"][0]["claimed"] == 0
