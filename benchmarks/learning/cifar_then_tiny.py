@@ -19,10 +19,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from .contest import compete, slug
 from .exhaustion import write_sources
-from .photographs import parse, photograph_parser, protocol_of, source_of, sources_of
-from .record import environment, table, write
+from .photographs import contest, parse, photograph_parser, protocol_of, source_of, sources_of
+from .record import table
 
 FIRST, THEN, TASKS, CLASSES, EPOCHS = "cifar10", "tiny_imagenet32_100", 10, 10, 30
 METHODS = (
@@ -39,21 +38,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     )
     parser.add_argument("--tasks", type=int, default=TASKS, help="after the first")
     arguments = parse(parser, argv)
-    protocol = protocol_of(arguments, keep=0.0)
     folder, few = arguments.work / "sources", arguments.per_class
     sources = sources_of(arguments.data, [FIRST], folder, few)
     sources |= write_sources(source_of(arguments.data, THEN), folder, arguments.tasks, few, CLASSES)
-    result: dict[str, Any] = {"experiment": "cifar10, then tiny_imagenet32", **environment()}
-    result["protocol"] = protocol.as_json()
-    compete(
-        result,
-        lambda: write(arguments.out / "cifar_then_tiny.json", result),
-        dict.fromkeys(arguments.variants),
-        sources,
-        protocol,
-        arguments.seeds,
-        lambda name, seed: arguments.work / f"{slug(name)}-{seed}",
-    )
+    own = dict.fromkeys(arguments.variants)
+    result = contest("cifar_then_tiny", arguments, protocol_of(arguments, keep=0.0), sources, own)
     print(shown(result))
     return result
 

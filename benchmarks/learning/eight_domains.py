@@ -24,10 +24,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .contest import choose_rate, compete, mean_difference, slug
+from .contest import choose_rate, mean_difference, slug
 from .ledger import Ledger
-from .photographs import parse, photograph_parser, protocol_of, sources_of
-from .record import environment, table, write
+from .photographs import contest, parse, photograph_parser, protocol_of, sources_of
+from .record import table
 from .variants import VARIANTS, Protocol
 
 SETS = (
@@ -62,36 +62,27 @@ def rate_of(
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run, print tables, write the JSON; returns what was written."""
+    """Run, print a table, write the JSON; returns what was written."""
     parser = photograph_parser(__doc__, SETS)
     parser.add_argument("--choose", action="store_true", help="choose learning rates on validation pictures")
     parser.add_argument("--reverse", action="store_true", help="the other order")
     arguments = parse(parser, argv)
-    protocol = protocol_of(arguments)
+    protocol, work = protocol_of(arguments), arguments.work
     names = arguments.sets[::-1] if arguments.reverse else arguments.sets
-    sources = sources_of(arguments.data, names, arguments.work / "sources", arguments.per_class)
-    order = "-reversed" if arguments.reverse else ""
-    result: dict[str, Any] = {
-        "experiment": "eight domains",
-        **environment(),
-        "protocol": protocol.as_json(),
-        "order": names,
+    sources = sources_of(arguments.data, names, work / "sources", arguments.per_class)
+    chosen = {
+        name: rate_of(name, sources, protocol, arguments.seeds[0], work, arguments.choose)
+        for name in arguments.variants
     }
-    rates: dict[str, float] = {}
-    result["val_top1_by_lr"] = tried = dict[str, dict[str, float]]()
-    for name in arguments.variants:
-        rates[name], tried[name] = rate_of(
-            name, sources, protocol, arguments.seeds[0], arguments.work, arguments.choose
-        )
-    path = arguments.out / f"eight_domains{order}.json"
-    compete(
-        result,
-        lambda: write(path, result),
-        rates,
-        sources,
+    result = contest(
+        "eight_domains",
+        arguments,
         protocol,
-        arguments.seeds,
-        lambda name, seed: arguments.work / f"{slug(name)}-{seed}{order}",
+        sources,
+        {name: rate for name, (rate, _) in chosen.items()},
+        suffix="_reversed" if arguments.reverse else "",
+        order=names,
+        val_top1_by_lr={name: means for name, (_, means) in chosen.items()},
     )
     print(shown(result))
     return result

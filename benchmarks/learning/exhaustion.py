@@ -19,9 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .contest import compete, slug
-from .photographs import parse, photograph_parser, protocol_of, source_of
-from .record import environment, table, write
+from .photographs import contest, parse, photograph_parser, protocol_of, source_of
+from .record import table
 from .subsets import classes_of, subset
 
 SET, TASKS, CLASSES, EPOCHS = "tiny_imagenet32_100", 20, 5, 30
@@ -47,23 +46,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     )
     parser.add_argument("--tasks", type=int, default=TASKS)
     arguments = parse(parser, argv)
-    protocol = protocol_of(arguments, keep=0.0)
-    source = source_of(arguments.data, SET)
-    result: dict[str, Any] = {
-        "experiment": "exhaustion",
-        "published": PUBLISHED,
-        **environment(),
-        "protocol": protocol.as_json(),
-    }
-    compete(
-        result,
-        lambda: write(arguments.out / "exhaustion.json", result),
-        dict.fromkeys(arguments.variants),
-        write_sources(source, arguments.work / "sources", arguments.tasks, arguments.per_class, CLASSES),
-        protocol,
-        arguments.seeds,
-        lambda name, seed: arguments.work / f"{slug(name)}-{seed}",
-    )
+    folder, few = arguments.work / "sources", arguments.per_class
+    sources = write_sources(source_of(arguments.data, SET), folder, arguments.tasks, few, CLASSES)
+    own = dict.fromkeys(arguments.variants)
+    result = contest("exhaustion", arguments, protocol_of(arguments, keep=0.0), sources, own, published=PUBLISHED)
     print(shown(result))
     return result
 

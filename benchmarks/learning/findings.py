@@ -18,10 +18,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .contest import compete, slug
-from .photographs import parse, photograph_parser, protocol_of, sources_of
-from .record import environment, table, write
-from .variants import VARIANTS
+from .photographs import contest, parse, photograph_parser, protocol_of, sources_of
+from .record import table
 
 SETS = ("flowers89",)
 METHODS = (
@@ -38,17 +36,8 @@ METHODS = (
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run, print a table, write the JSON; returns what was written."""
     arguments = parse(photograph_parser(__doc__, SETS, variants=METHODS), argv)
-    protocol = protocol_of(arguments)
-    result: dict[str, Any] = {"experiment": "findings", **environment(), "protocol": protocol.as_json()}
-    compete(
-        result,
-        lambda: write(arguments.out / "findings.json", result),
-        {name: VARIANTS[name].rates[1] for name in arguments.variants},
-        sources_of(arguments.data, arguments.sets, arguments.work / "sources", arguments.per_class),
-        protocol,
-        arguments.seeds,
-        lambda name, seed: arguments.work / f"{slug(name)}-{seed}",
-    )
+    sources = sources_of(arguments.data, arguments.sets, arguments.work / "sources", arguments.per_class)
+    result = contest("findings", arguments, protocol_of(arguments), sources)
     print(shown(result))
     return result
 

@@ -19,12 +19,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .contest import compete, slug
 from .packing import Found
-from .photographs import parse, photograph_parser, protocol_of, source_of
-from .record import environment, table, write
+from .photographs import contest, parse, photograph_parser, protocol_of, source_of
+from .record import table
 from .subsets import classes_of, subset
-from .variants import VARIANTS
 
 COUNTS = {"caltech101": 20, "flowers89": 17, "gtsrb": 8, "omniglot28": 8}
 CLASSES, PER_CLASS = 5, 40
@@ -32,6 +30,7 @@ CLASSES, PER_CLASS = 5, 40
 
 def write_sources(data: Path, folder: Path, counts: Mapping[str, int], per_class: int) -> dict[str, Path]:
     """Task name -> its source; the sets take turns."""
+    folder.mkdir(parents=True, exist_ok=True)
     made: dict[str, list[tuple[str, Path]]] = {}
     for name, count in counts.items():
         source = source_of(data, name)
@@ -50,25 +49,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--tasks", type=int, help="of each set, at most")
     parser.set_defaults(per_class=PER_CLASS)
     arguments = parse(parser, argv)
-    protocol = protocol_of(arguments)
     counts = {name: min(COUNTS[name], arguments.tasks or COUNTS[name]) for name in arguments.sets}
-    result: dict[str, Any] = {
-        "experiment": "many small tasks",
-        **environment(),
-        "protocol": protocol.as_json(),
-        "counts": counts,
-    }
-    folder = arguments.work / "sources"
-    folder.mkdir(parents=True, exist_ok=True)
-    compete(
-        result,
-        lambda: write(arguments.out / "many_small_tasks.json", result),
-        {name: VARIANTS[name].rates[1] for name in arguments.variants},
-        write_sources(arguments.data, folder, counts, arguments.per_class),
-        protocol,
-        arguments.seeds,
-        lambda name, seed: arguments.work / f"{slug(name)}-{seed}",
-    )
+    sources = write_sources(arguments.data, arguments.work / "sources", counts, arguments.per_class)
+    result = contest("many_small_tasks", arguments, protocol_of(arguments), sources, counts=counts)
     print(shown(result))
     return result
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from .contest import compete, slug
 from .options import RESULTS
+from .record import environment, write
 from .subsets import subset
 from .variants import METHODS, VARIANTS, Protocol
 
@@ -63,6 +66,40 @@ def protocol_of(arguments: argparse.Namespace, per_class: int | None = None, kee
         precision=arguments.precision,
         keep=keep,
     )
+
+
+def contest(
+    name: str,
+    arguments: argparse.Namespace,
+    protocol: Protocol,
+    sources: Mapping[str, Path],
+    rates: Mapping[str, float | None] | None = None,
+    *,
+    suffix: str = "",
+    **told: Any,
+) -> dict[str, Any]:
+    """Run the asked variants over the sources, each seed in a store of its own, and write the result as it grows.
+
+    Args:
+        name: of the result's file.
+        arguments, protocol: of `parse` and `protocol_of`.
+        sources: by the tasks' names, in their order.
+        rates: learning rates by variant; without them the middle one of each.
+        suffix: of the stores' folders and of the result's file, for a second way to run the same.
+        told: what else the result says.
+    """
+    result: dict[str, Any] = {"experiment": name, **told, **environment(), "protocol": protocol.as_json()}
+    path = arguments.out / f"{name}{suffix}.json"
+    compete(
+        result,
+        lambda: write(path, result),
+        {name: VARIANTS[name].rates[1] for name in arguments.variants} if rates is None else rates,
+        sources,
+        protocol,
+        arguments.seeds,
+        lambda variant, seed: arguments.work / f"{slug(variant)}-{seed}{suffix}",
+    )
+    return result
 
 
 def sources_of(data: Path, names: Sequence[str], folder: Path, per_class: int | None) -> dict[str, Path]:
