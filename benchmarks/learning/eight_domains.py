@@ -9,7 +9,8 @@ expected    packnet within 2.0 points of finetune on average, with pick or auto 
             within 2.0 and ahead of linear with an interval above 0
 
 flowers89, gtsrb, pacs_art_painting, pacs_sketch, clothing, caltech101, omniglot28, pacs_photo. packnet (auto, equal:8,
-pick) on a store that keeps half of the weights, the others on a whole one; finetune starts from the dense weights. The
+pick) on a store that keeps half of the weights, the others on a whole one; finetune starts from the dense weights, and
+so does `--joint`: one network with a head per task that sees all sets at once, the bound (joint.py). The
 same split, size, augmentation and number of image presentations for all; auto's trials come on top and are counted.
 `--choose` takes each variant's learning rate from three, by the mean validation accuracy on three of the sets, each
 trained alone; without it the middle one is used. `--reverse` packs in the other order: PackNet's results depend on it,
@@ -25,9 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from .contest import choose_rate, mean_difference, slug
+from .joint import train_jointly
 from .ledger import Ledger
 from .photographs import contest, parse, photograph_parser, protocol_of, sources_of
-from .record import table
+from .record import table, write
 from .variants import VARIANTS, Protocol
 
 SETS = (
@@ -65,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run, print a table, write the JSON; returns what was written."""
     parser = photograph_parser(__doc__, SETS)
     parser.add_argument("--choose", action="store_true", help="choose learning rates on validation pictures")
+    parser.add_argument("--joint", action="store_true", help="all sets at once, too")
     parser.add_argument("--reverse", action="store_true", help="the other order")
     arguments = parse(parser, argv)
     protocol, work = protocol_of(arguments), arguments.work
@@ -84,6 +87,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         order=names,
         val_top1_by_lr={name: means for name, (_, means) in chosen.items()},
     )
+    if arguments.joint:
+        ledger = Ledger(work / "joint", {"protocol": protocol.as_json(), "sources": names, "seeds": arguments.seeds})
+        rate = VARIANTS[REFERENCE].rates[1]
+        runs = [
+            ledger.once(str(seed), lambda s=seed: {"seed": s, "tasks": train_jointly(sources, protocol, rate, s)})
+            for seed in arguments.seeds
+        ]
+        result["variants"]["joint"] = {"lr": rate, "seeds": runs}
+        write(arguments.out / "eight_domains.json", result)
     print(shown(result))
     return result
 

@@ -9,6 +9,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -22,7 +23,10 @@ from benchmarks.learning import (
     many_small_tasks,
 )
 from benchmarks.learning.contest import mean_difference
+from benchmarks.learning.joint import mixed_batches
 from benchmarks.learning.subsets import classes_of, subset
+from masks_store import Preprocess
+from trainer.data import load_source
 
 SIDE = 16
 
@@ -219,3 +223,32 @@ def test_findings_tells_accuracy_before_and_after_retraining(flags, capsys):
     row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| packnet 90 |"))
     assert row.split(" | ")[2:4] == [f"{100 * pruned:.1f}", f"{100 * task['val_top1']:.1f}"]
     assert found["variants"]["packnet head"]["seeds"][0]["tasks"][0]["claimed"] == 0
+
+
+def test_joint_training_learns_all_sets_in_one_network_and_stands_in_the_table(data, tmp_path, capsys):
+    flags = ["--data", str(data), "--work", str(tmp_path / "work"), "--out", str(tmp_path), "--arch", "tinyresnet"]
+    flags += ["--weights", "none", "--size", str(SIDE), "--epochs", "6", "--sets", "flowers89", "omniglot28"]
+    found = eight_domains.main([*flags, "--variants", "linear", "--joint"])
+    tasks = found["variants"]["joint"]["seeds"][0]["tasks"]
+    assert [task["task"] for task in tasks] == ["flowers89", "omniglot28"]
+    assert all(task["test_top1"] > 0.3 for task in tasks), "learned: chance is 0.1"
+    assert [task["hits"].count("1") / len(task["hits"]) for task in tasks] == [task["test_top1"] for task in tasks]
+    assert "| joint |" in capsys.readouterr().out
+
+
+def test_an_epoch_of_mixed_batches_shows_every_picture_of_every_task_once(data):
+    preprocess = Preprocess(resize=SIDE, size=SIDE, mean=(0.5,) * 3, std=(0.5,) * 3)
+    paths = [data / "flowers89.zip", data / "omniglot28.npz"]
+    splits = [load_source(str(path), preprocess=preprocess, threads=1).splits["train"] for path in paths]
+    seen = [[], []]
+    for parts in mixed_batches(splits, preprocess, 0, 0):
+        assert sum(len(labels) for _, _, labels in parts) <= 32
+        for task, pixels, labels in parts:
+            assert pixels.shape == (len(labels), 3, SIDE, SIDE)
+            seen[task] += labels.tolist()
+    assert [sorted(labels) for labels in seen] == [sorted(split.labels.tolist()) for split in splits]
+    again = next(iter(mixed_batches(splits, preprocess, 0, 0)))
+    other = next(iter(mixed_batches(splits, preprocess, 0, 1)))
+    first = next(iter(mixed_batches(splits, preprocess, 0, 0)))
+    assert torch.equal(again[0][1], first[0][1])
+    assert other[0][1].shape != first[0][1].shape or not torch.equal(other[0][1], first[0][1])
