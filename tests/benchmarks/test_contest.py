@@ -21,6 +21,7 @@ from benchmarks.learning import (
     findings,
     large_task,
     many_small_tasks,
+    sizes,
 )
 from benchmarks.learning.contest import mean_difference
 from benchmarks.learning.joint import mixed_batches
@@ -131,6 +132,11 @@ def test_small_tasks_of_several_sets_go_into_one_store_and_change_nothing(data, 
     assert [one["images"]["test"] for one in tasks[::2]] == [40, 40], "eight of each of five classes"
     assert json.loads((tmp_path / "many_small_tasks.json").read_text()) == found
     assert "| all | 4 |" in capsys.readouterr().out
+    rows = sizes.main([str(tmp_path / "work" / "clr-0" / "store"), "--most", "3"])
+    assert [row["last"] for row in rows] == ["flowers89-01", "omniglot28-01", "flowers89-02"]
+    grown = [after["shared"] - before["shared"] for before, after in itertools.pairwise(rows)]
+    assert grown == [one["bytes"] for one in tasks[1:3]]
+    assert rows[2]["separate"] == 3 * rows[0]["separate"], "five classes each"
 
 
 def test_eight_domains_compares_variants_and_order_matters_to_packnet_alone(data, tmp_path, capsys):
