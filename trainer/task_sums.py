@@ -31,9 +31,9 @@ def task_sums(backbone: Backbone, source: Source, device: torch.device, threads:
         return None
     train, val = source.splits["train"], source.splits["val"]
     builder = SumsBuilder(len(source.classes))
-    for z, labels in _projected(backbone, train, device, threads):
+    for z, labels in projected(backbone, train, device, threads):
         builder.add(z, labels)
-    return builder.finish(torch.cat([z for z, _ in _projected(backbone, val, device, threads)]))
+    return builder.finish(torch.cat([z for z, _ in projected(backbone, val, device, threads)]))
 
 
 def sums_tensors(sums: Sums) -> dict[str, Tensor]:
@@ -42,7 +42,7 @@ def sums_tensors(sums: Sums) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _projected(backbone: Backbone, split: Split, device: torch.device, threads: int) -> Iterator[tuple[Tensor, Tensor]]:
+def projected(backbone: Backbone, split: Split, device: torch.device, threads: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Projected features [B, 128] and labels [B] of a split, in fp32."""
     preprocess = backbone.manifest.preprocess
     body = backbone.body().eval().to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

@@ -22,6 +22,7 @@ from benchmarks.learning import (
     large_task,
     many_small_tasks,
     sizes,
+    unknown_task,
 )
 from benchmarks.learning.contest import mean_difference
 from benchmarks.learning.joint import mixed_batches
@@ -32,8 +33,9 @@ from trainer.data import load_source
 SIDE = 16
 
 
-def _jpeg(digit):
-    picture = Image.fromarray((digit * 15).astype(np.uint8)).resize((SIDE, SIDE)).convert("RGB")
+def _jpeg(digit, inverted=False):
+    pixels = (digit * 15).astype(np.uint8)
+    picture = Image.fromarray(255 - pixels if inverted else pixels).resize((SIDE, SIDE)).convert("RGB")
     stream = io.BytesIO()
     picture.save(stream, "JPEG", quality=95)
     return stream.getvalue()
@@ -41,15 +43,16 @@ def _jpeg(digit):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Two sets of digits: a .zip with ten classes, an .npz with ten."""
+    """Sets of digits: two .zip, one of them dark on light, and three .npz of the same pictures; ten classes each."""
     folder = tmp_path_factory.mktemp("sets")
     digits = load_digits()
     pictures = {label: digits.images[digits.target == label] for label in range(10)}
-    with zipfile.ZipFile(folder / "flowers89.zip", "w") as archive:
-        for label, own in pictures.items():
-            for i, digit in enumerate(own[:24]):
-                split = "train" if i < 16 else "test"
-                archive.writestr(f"flowers89/{split}/{label:02d}_digit/{i:03d}.jpg", _jpeg(digit))
+    for name, inverted in (("flowers89", False), ("clothing", True)):
+        with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
+            for label, own in pictures.items():
+                for i, digit in enumerate(own[:24]):
+                    split = "train" if i < 16 else "test"
+                    archive.writestr(f"{name}/{split}/{label:02d}_digit/{i:03d}.jpg", _jpeg(digit, inverted))
     grey = np.stack(
         [np.asarray(Image.fromarray((d * 15).astype(np.uint8)).resize((SIDE, SIDE))) for d in digits.images]
     )
@@ -258,3 +261,16 @@ def test_an_epoch_of_mixed_batches_shows_every_picture_of_every_task_once(data):
     first = next(iter(mixed_batches(splits, preprocess, 0, 0)))
     assert torch.equal(again[0][1], first[0][1])
     assert other[0][1].shape != first[0][1].shape or not torch.equal(other[0][1], first[0][1])
+
+
+def test_unknown_task_names_sets_that_differ_refuses_strangers_and_confuses_equal_ones(data, tmp_path, capsys):
+    flags = ["--data", str(data), "--work", str(tmp_path / "work"), "--out", str(tmp_path), "--arch", "widecnn"]
+    flags += ["--weights", "none", "--size", str(SIDE)]
+    found = unknown_task.main([*flags, "--sets", "flowers89", "clothing"])["sets"]
+    assert [one["asked"] for one in found.values()] == [80, 80]
+    assert all(one["named"] == 1.0 for one in found.values()), "light on dark, and dark on light"
+    assert all(one["stranger"] > 0.9 for one in found.values())
+    assert all(one["refused"] < 0.5 for one in found.values())
+    assert "| mean |" in capsys.readouterr().out
+    twins = unknown_task.main([*flags, "--sets", "omniglot28", "cifar10"])["sets"]
+    assert twins["cifar10"]["taken_for"] == {"omniglot28": 100}, "of two that are the same the first is named"
