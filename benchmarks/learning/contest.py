@@ -14,13 +14,11 @@ import numpy as np
 from masks_store import Store
 from trainer import Report, Settings, init
 from trainer.metrics import calibration_error, macro_f1
-from trainer.pipeline import train
 from trainer.predictions import Predictions, from_csv
 from trainer.runs import RESULTS, predictions_file
 
-from .clock import Clock
 from .ledger import Ledger
-from .packing import Found, found
+from .packing import Found, train_once
 from .variants import VARIANTS, Protocol, Variant, settings_of
 
 ROUNDS = 2000
@@ -61,7 +59,7 @@ def run_variant(
         results: list[Found] = []
         for number, (task, source) in enumerate(sources.items(), 1):
             own = settings_of(variant, protocol, count, rate, seed, last=number == count)
-            results.append(ledger.once(task, lambda task=task, path=source, own=own: _train(store, task, path, own)))
+            results.append(train_once(ledger, store, task, source, own, _more))
             done(results[-1])
     return results
 
@@ -80,11 +78,9 @@ def _store(where: Path, variant: Variant, protocol: Protocol, seed: int) -> Stor
     )
 
 
-def _train(store: Store, task: str, source: Path, settings: Settings) -> Found:
-    clock = Clock()
-    report = train(store, task, str(source), dataclasses.replace(settings, resume=True), clock)
+def _more(report: Report) -> Found:
     said = predictions(report)
-    return found(report, clock) | {
+    return {
         "version": report.version,
         "images": report.images,
         "macro_f1": macro_f1(said.labels, said.predicted),

@@ -72,8 +72,20 @@ def pack(
         return PackedAll(tuple(packed), tuple(_measure(store, sources)))
 
 
-def train_once(ledger: Ledger, store: Store, task: str, source: Path, settings: Settings) -> Found:
+def train_once(
+    ledger: Ledger,
+    store: Store,
+    task: str,
+    source: Path,
+    settings: Settings,
+    more: Callable[[Report], Found] = lambda _: {},
+) -> Found:
     """Train a task unless the ledger has it; a run that was stopped goes on.
+
+    Args:
+        ledger, store: of one experiment.
+        task, source, settings: see `trainer.pipeline.train`.
+        more: what else is kept of the run.
 
     Raises:
         SystemExit: the store has the task, but nobody wrote down what it found.
@@ -85,7 +97,7 @@ def train_once(ledger: Ledger, store: Store, task: str, source: Path, settings: 
             raise SystemExit(f"{ledger.folder}: {name!r} was stopped between training and noting; begin anew elsewhere")
         clock = Clock()
         report = train(store, task, str(source), dataclasses.replace(settings, resume=True), clock)
-        return found(report, clock)
+        return found(report, clock) | more(report)
 
     return ledger.once(name, step)
 
