@@ -160,7 +160,7 @@ FORWARDS: dict[str, Callable[[Setting, Path], Forward]] = {
 }
 
 
-def contest(name: str, setting: Setting, model: Path, calls: int) -> Callable[[], dict[str, object]]:
+def prepared(name: str, setting: Setting, model: Path, calls: int) -> Callable[[], dict[str, object]]:
     """Prepared; each round gives milliseconds a call, and the logits."""
     torch.set_num_threads(setting.threads)
     forward = FORWARDS[name](setting, model)
@@ -193,7 +193,9 @@ def measured(setting: Setting, python: str, rounds: int, calls: int) -> dict[str
         model = Path(temporary) / "task.onnx"
         command = [python, "-m", "benchmarks.runtimes", *setting.flags(), "--model", str(model)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        subprocess.run([*command, "--contest", "export"], check=True, env=environment, capture_output=True)
+        exported = subprocess.run([*command, "--contest", "export"], env=environment, capture_output=True, text=True)
+        if exported.returncode:
+            raise SystemExit(f"the network cannot be exported:\n{exported.stderr[-2000:]}")
         names = ("taskpack", *RIVALS[setting.dtype], "eager")
         contestants = [
             Contestant(name, [*command, "--contest", name, "--calls", str(calls)], setting.threads) for name in names
@@ -235,7 +237,7 @@ def contestant_process(arguments: argparse.Namespace) -> None:
     if arguments.contest == "export":
         export(setting, arguments.model)
     else:
-        answer(lambda: contest(arguments.contest, setting, arguments.model, arguments.calls))
+        answer(lambda: prepared(arguments.contest, setting, arguments.model, arguments.calls))
 
 
 def versions() -> dict[str, str]:

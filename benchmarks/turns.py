@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,12 @@ class Contestant:
             "PYTHONWARNINGS": "ignore",
         }
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(
-            self.command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, env=environment
-        )
+        self._folder = tempfile.TemporaryDirectory(prefix="taskpack-contestant-")
+        self._errors = Path(self._folder.name, "stderr")
+        with self._errors.open("wb") as errors:
+            self._process = subprocess.Popen(
+                self.command, stdin=pipe, stdout=pipe, stderr=errors, text=True, env=environment
+            )
 
     def round(self) -> Any:
         """What it answers to one line.
@@ -60,10 +64,12 @@ class Contestant:
             return json.loads(self._process.stdout.readline())
         except (BrokenPipeError, json.JSONDecodeError):
             command = " ".join(self.command)
-            raise SystemExit(f"{self.name} ended; see what it says: echo go | PYTHONPATH={ROOT} {command}") from None
+            told = self._errors.read_text(errors="replace")[-2000:]
+            raise SystemExit(f"{self.name} ended ({command}); it says:\n{told}") from None
 
     def end(self) -> None:
         """Wait until it has ended."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
+        self._folder.cleanup()

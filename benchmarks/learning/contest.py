@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from masks_store import Store
-from trainer import Report, Settings, init
+from masks_store import OutOfCapacity, Store
+from trainer import Diverged, Report, Settings, init
 from trainer.metrics import calibration_error, macro_f1
 from trainer.predictions import Predictions, from_csv
 from trainer.runs import RESULTS, predictions_file
@@ -43,6 +43,9 @@ def run_variant(
 ) -> list[Found]:
     """Pack the sources one after another; what was begun in the folder goes on.
 
+    A PackNet task that finds no free weight any more trains a head and a norm alone over what is there, and says so
+    (`starved`); a CLNP task ends its variant's sequence.
+
     Args:
         name: of `VARIANTS`.
         sources: by the tasks' names, in their order.
@@ -59,7 +62,14 @@ def run_variant(
         results: list[Found] = []
         for number, (task, source) in enumerate(sources.items(), 1):
             own = settings_of(variant, protocol, count, rate, seed, last=number == count)
-            results.append(train_once(ledger, store, task, source, own, _more))
+            try:
+                results.append(train_once(ledger, store, task, source, own, _more))
+            except OutOfCapacity:
+                if own.method != "packnet":
+                    print(f"{name}, seed {seed}: nothing is free for {task} and those after it", flush=True)
+                    break
+                starved = dataclasses.replace(own, train_layers="head", prune=None, pick=False, epochs=protocol.epochs)
+                results.append(train_once(ledger, store, task, source, starved, _starved))
             done(results[-1])
     return results
 
@@ -89,8 +99,15 @@ def _more(report: Report) -> Found:
         "epochs": epochs_of(Path(report.run or "")),
         "compared": report.compared,
         "changed_bits": report.changed_bits,
+        "parts": report.parts,
+        "trials": [dataclasses.asdict(trial) for trial in report.trials],
+        "warnings": list(report.warnings),
         "seconds": report.seconds,
     }
+
+
+def _starved(report: Report) -> Found:
+    return _more(report) | {"starved": True}
 
 
 def predictions(report: Report) -> Predictions:
@@ -113,16 +130,20 @@ def epochs_of(run: Path) -> list[dict[str, Any]]:
 def choose_rate(
     name: str, sources: Mapping[str, Path], protocol: Protocol, seed: int, folder: Path, tasks: int
 ) -> tuple[float, dict[str, float]]:
-    """The learning rate with the best mean validation accuracy, each source trained alone; and the three means."""
-    means: dict[float, float] = {}
-    for rate in VARIANTS[name].rates:
-        tops = [
-            run_variant(name, {task: path}, protocol, rate, seed, folder / f"{rate:g}-{task}", tasks=tasks)[0][
-                "val_top1"
-            ]
-            for task, path in sources.items()
-        ]
-        means[rate] = sum(tops) / len(tops)
+    """The learning rate with the best mean validation accuracy, each source trained alone; and the three means.
+
+    A rate under which the loss stops being a number counts as 0.
+    """
+
+    def top1(rate: float, task: str) -> float:
+        where = folder / f"{rate:g}-{task}"
+        try:
+            (found,) = run_variant(name, {task: sources[task]}, protocol, rate, seed, where, tasks=tasks)
+        except Diverged:
+            return 0.0
+        return found["val_top1"]
+
+    means = {rate: sum(top1(rate, task) for task in sources) / len(sources) for rate in VARIANTS[name].rates}
     return max(means, key=means.__getitem__), {f"{rate:g}": mean for rate, mean in means.items()}
 
 
@@ -132,7 +153,7 @@ def compete(
     rates: Mapping[str, float | None],
     sources: Mapping[str, Path],
     protocol: Protocol,
-    seeds: Sequence[int],
+    seeds: Callable[[str], Sequence[int]],
     folder: Callable[[str, int], Path],
     tasks: int | None = None,
 ) -> None:
@@ -143,14 +164,14 @@ def compete(
         save: called after every task.
         rates: the variants' names with their learning rates; None: the method's default.
         sources, protocol, tasks: see `run_variant`.
-        seeds: each in a store of its own.
+        seeds: of a variant; each in a store of its own.
         folder: of a variant and a seed.
     """
     result["variants"] = {}
     for name, rate in rates.items():
         runs: list[dict[str, Any]] = []
         result["variants"][name] = {"lr": rate, "seeds": runs}
-        for seed in seeds:
+        for seed in seeds(name):
             run: dict[str, Any] = {"seed": seed, "tasks": []}
             runs.append(run)
 
@@ -165,6 +186,11 @@ def compete(
 def hits_of(result: Found) -> np.ndarray:
     """Bool [N]: which test pictures were right."""
     return np.frombuffer(result["hits"].encode(), np.uint8) == ord("1")
+
+
+def first_runs(result: Mapping[str, Any]) -> dict[str, list[Found]]:
+    """Variant -> the tasks of its first seed."""
+    return {name: variant["seeds"][0]["tasks"] for name, variant in result["variants"].items()}
 
 
 def mean_difference(ours: Sequence[Found], theirs: Sequence[Found], seed: int = 0) -> tuple[float, float, float]:

@@ -1,35 +1,38 @@
 """Eight domains on one pretrained ResNet-18: what each method gives up against fine-tuning a network per task.
 
-    TASKPACK_DATA=DIR python -m benchmarks.learning.eight_domains --work WORK [--variants clr …] [--choose]
+    TASKPACK_DATA=DIR python -m benchmarks.learning.eight_domains --work WORK [--variants clr …] [--choose] [--joint]
 
-time        see results/eight_domains.json, `cpu_seconds`; one thread; variants may run in processes of their own over
-            the same WORK and are put together by a last call with all of them
+time        about two hours a variant of one thread; variants may run in processes of their own over the same WORK, and
+            a last call with all of them puts together what is there
 hardware    two cores of an Intel Xeon with AVX-512, no GPU
 expected    packnet within 2.0 points of finetune on average, with pick or auto within 1.0; piggyback within 1.5; clr
             within 2.0 and ahead of linear with an interval above 0
 
 flowers89, gtsrb, pacs_art_painting, pacs_sketch, clothing, caltech101, omniglot28, pacs_photo. packnet (auto, equal:8,
 pick) on a store that keeps half of the weights, the others on a whole one; finetune starts from the dense weights, and
-so does `--joint`: one network with a head per task that sees all sets at once, the bound (joint.py). The
-same split, size, augmentation and number of image presentations for all; auto's trials come on top and are counted.
-`--choose` takes each variant's learning rate from three, by the mean validation accuracy on three of the sets, each
-trained alone; without it the middle one is used. `--reverse` packs in the other order: PackNet's results depend on it,
-the other methods' must not (`same_versions` says whether the digests are equal).
+so does `--joint`: one network with a head per task that sees all sets at once, the bound (joint.py). The same split,
+size, augmentation and number of image presentations for all; auto's trials come on top and are counted in `shown`.
+With several `--seeds` packnet equal, clr, bn and finetune run with all of them, the others with the first.
+`--choose` takes each variant's learning rate from three, by the mean validation accuracy with seed 0 on three of the
+sets, each trained alone (joint: on all); without it the middle one is used. `--reverse` packs in the other order, which
+PackNet's results depend on and the others' must not: it compares their digests with the forward result beside it.
 Cut to fit two cores, alike for every method: 64 pixels, 15 epochs over all phases.
 """
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .contest import choose_rate, mean_difference, slug
+from .contest import choose_rate, first_runs, mean_difference, slug
 from .joint import train_jointly
 from .ledger import Ledger
-from .photographs import contest, parse, photograph_parser, protocol_of, sources_of
-from .record import table, write
+from .packing import Found
+from .photographs import parse, photograph_parser, protocol_of, run_experiment, sources_of
+from .record import mean_sd, table, write
 from .variants import VARIANTS, Protocol
 
 SETS = (
@@ -44,27 +47,51 @@ SETS = (
 )
 CHOOSE_ON = ("pacs_art_painting", "clothing", "flowers89")
 REFERENCE = "finetune"
+PAIRS = (("clr", "linear"), ("clr", "bn"))
+"""Compared with one another, beside every variant with the reference."""
+REPEATED = ("packnet equal", "clr", "bn", "finetune")
+CHOICE_SEED = 0
 
 
 def rate_of(
-    name: str, sources: Mapping[str, Path], protocol: Protocol, seed: int, work: Path, choose: bool
+    name: str, sources: Mapping[str, Path], protocol: Protocol, work: Path, tasks: int
 ) -> tuple[float, dict[str, float]]:
-    """The learning rate of a variant, and what it was chosen by."""
-    own = {task: sources[task] for task in CHOOSE_ON if task in sources}
-    if not choose or not own:
-        return VARIANTS[name].rates[1], {}
-    ledger = Ledger(work / "rates" / slug(name), {"protocol": protocol.as_json(), "sources": list(own), "seed": seed})
+    """The learning rate of a variant, chosen on validation pictures of these sources, and what it was chosen by."""
+    setting = {"protocol": protocol.as_json(), "sources": sorted(sources), "tasks": tasks}
+    ledger = Ledger(work / "rates" / slug(name), setting)
 
     def step() -> dict[str, Any]:
-        rate, means = choose_rate(name, own, protocol, seed, ledger.folder, len(sources))
+        rate, means = choose_rate(name, sources, protocol, CHOICE_SEED, ledger.folder, tasks)
         return {"rate": rate, "means": means}
 
     chosen = ledger.once("rate", step)
     return chosen["rate"], chosen["means"]
 
 
+def joint_of(
+    sources: Mapping[str, Path], protocol: Protocol, seeds: Sequence[int], work: Path, *, choose: bool
+) -> dict[str, Any]:
+    """Joint training as a variant of a result; a seed and a rate that were trained before are not trained again."""
+    ledger = Ledger(work / "joint", {"protocol": protocol.as_json(), "sources": sorted(sources)})
+    ordered = {name: sources[name] for name in sorted(sources)}
+
+    def trained(rate: float, seed: int) -> list[Found]:
+        found = ledger.once(f"{rate:g} {seed}", lambda: {"tasks": train_jointly(ordered, protocol, rate, seed)})
+        by_name = {task["task"]: task for task in found["tasks"]}
+        return [by_name[name] for name in sources]
+
+    rates = VARIANTS[REFERENCE].rates
+    means = {
+        rate: statistics.mean(task["val_top1"] for task in trained(rate, CHOICE_SEED))
+        for rate in (rates if choose else ())
+    }
+    rate = max(means, key=means.__getitem__) if means else rates[1]
+    runs = [{"seed": seed, "tasks": trained(rate, seed)} for seed in seeds]
+    return {"lr": rate, "val_top1_by_lr": {f"{rate:g}": mean for rate, mean in means.items()}, "seeds": runs}
+
+
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run, print a table, write the JSON; returns what was written."""
+    """Run, print tables, write the JSON; returns what was written."""
     parser = photograph_parser(__doc__, SETS)
     parser.add_argument("--choose", action="store_true", help="choose learning rates on validation pictures")
     parser.add_argument("--joint", action="store_true", help="all sets at once, too")
@@ -73,58 +100,76 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     protocol, work = protocol_of(arguments), arguments.work
     names = arguments.sets[::-1] if arguments.reverse else arguments.sets
     sources = sources_of(arguments.data, names, work / "sources", arguments.per_class)
+    few = {name: sources[name] for name in CHOOSE_ON if name in sources} if arguments.choose else {}
     chosen = {
-        name: rate_of(name, sources, protocol, arguments.seeds[0], work, arguments.choose)
+        name: rate_of(name, few, protocol, work, len(sources)) if few else (VARIANTS[name].rates[1], {})
         for name in arguments.variants
     }
-    result = contest(
+    suffix = "_reversed" if arguments.reverse else ""
+    result = run_experiment(
         "eight_domains",
         arguments,
         protocol,
         sources,
         {name: rate for name, (rate, _) in chosen.items()},
-        suffix="_reversed" if arguments.reverse else "",
+        seeds=lambda name: arguments.seeds if name in REPEATED else arguments.seeds[:1],
+        suffix=suffix,
         order=names,
         val_top1_by_lr={name: means for name, (_, means) in chosen.items()},
     )
     if arguments.joint:
-        ledger = Ledger(work / "joint", {"protocol": protocol.as_json(), "sources": names, "seeds": arguments.seeds})
-        rate = VARIANTS[REFERENCE].rates[1]
-        runs = [
-            ledger.once(str(seed), lambda s=seed: {"seed": s, "tasks": train_jointly(sources, protocol, rate, s)})
-            for seed in arguments.seeds
-        ]
-        result["variants"]["joint"] = {"lr": rate, "seeds": runs}
-        write(arguments.out / "eight_domains.json", result)
+        seeds = arguments.seeds[:1]
+        result["variants"]["joint"] = joint_of(sources, protocol, seeds, work, choose=arguments.choose)
+    result["differences"] = differences(result)
+    forward = arguments.out / "eight_domains.json"
+    if arguments.reverse and forward.exists():
+        result["same_versions"] = same_versions(json.loads(forward.read_text()), result)
+    write(arguments.out / f"eight_domains{suffix}.json", result)
     print(shown(result))
     return result
 
 
-def same_versions(one: Mapping[str, Any], other: Mapping[str, Any], name: str) -> bool:
-    """Whether a variant made the same artifacts in two orders, seed by seed."""
-    digests = [
-        [{task["task"]: task["version"] for task in run["tasks"]} for run in result["variants"][name]["seeds"]]
-        for result in (one, other)
-    ]
-    return digests[0] == digests[1]
+def same_versions(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, bool]:
+    """By variant that both have: whether it made the same artifacts in both orders; not of networks in no store."""
+    both = [name for name in one["variants"] if name in other["variants"]]
+    made = [{name: _versions(result["variants"][name]) for name in both} for result in (one, other)]
+    return {name: made[0][name] == made[1][name] for name in both if None not in made[0][name].values()}
+
+
+def _versions(variant: Mapping[str, Any]) -> dict[str, str | None]:
+    return {f"{run['seed']} {task['task']}": task["version"] for run in variant["seeds"] for task in run["tasks"]}
+
+
+def differences(result: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
+    """Pair of variants -> task, and `mean`, -> difference in test accuracy and its 95 % interval; the first seed."""
+    first = first_runs(result)
+    pairs = [(name, REFERENCE) for name in first if name != REFERENCE and REFERENCE in first]
+    pairs += [(one, other) for one, other in PAIRS if one in first and other in first]
+    return {
+        f"{one} - {other}": {
+            **{
+                mine["task"]: list(mean_difference([mine], [its]))
+                for mine, its in zip(first[one], first[other], strict=True)
+            },
+            "mean": list(mean_difference(first[one], first[other])),
+        }
+        for one, other in pairs
+    }
 
 
 def shown(result: dict[str, Any]) -> str:
-    """Test accuracy a task, and what each variant gives up against fine-tuning; the first seed."""
-    first = {name: mine["seeds"][0]["tasks"] for name, mine in result["variants"].items()}
-    reference = first.get(REFERENCE)
+    """Test accuracy by task, mean and deviation over the seeds; what each gives up, and the pairs' differences."""
     rows: list[list[str]] = []
-    for name, tasks in first.items():
-        low = high = mean = None
-        if reference is not None and name != REFERENCE:
-            mean, low, high = (100 * value for value in mean_difference(tasks, reference))
-        tops = [100 * task["test_top1"] for task in tasks]
+    for name, variant in result["variants"].items():
+        runs = [run["tasks"] for run in variant["seeds"]]
+        tasks = runs[0]
+        lost = result["differences"].get(f"{name} - {REFERENCE}")
         rows.append(
             [
                 name,
-                *(f"{top:.1f}" for top in tops),
-                f"{statistics.mean(tops):.1f}",
-                "" if mean is None else f"{mean:+.2f} ({low:+.2f} to {high:+.2f})",
+                *(mean_sd([run[i]["test_top1"] for run in runs], digits=1) for i in range(len(tasks))),
+                mean_sd([statistics.mean(task["test_top1"] for task in run) for run in runs], digits=1),
+                _interval(lost["mean"]) if lost else "",
                 f"{100 * statistics.mean(task['macro_f1'] for task in tasks):.1f}",
                 f"{100 * statistics.mean(task['calibration_error'] for task in tasks):.1f}",
                 f"{statistics.mean(task['bytes'] for task in tasks):,.0f}",
@@ -141,7 +186,16 @@ def shown(result: dict[str, Any]) -> str:
         "bytes a task",
         "shown",
     ]
-    return table(head, rows)
+    lines = [table(head, rows), ""]
+    lines += [f"{pair}: {_interval(found['mean'])} points" for pair, found in result["differences"].items()]
+    lines += [f"{name}: {'the same' if same else 'other'} artifacts in the other order"
+              for name, same in result.get("same_versions", {}).items()]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _interval(found: Sequence[float]) -> str:
+    mean, low, high = (100 * value for value in found)
+    return f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 if __name__ == "__main__":

@@ -48,13 +48,13 @@ def mixed_batches(splits: Sequence[Split], preprocess: Preprocess, seed: int, ep
 
 
 def train_jointly(sources: Mapping[str, Path], protocol: Protocol, rate: float, seed: int) -> list[Found]:
-    """Train on all sources at once; the epoch with the best mean validation accuracy over the tasks counts.
+    """Train on all sources at once, in float32; the epoch with the best mean validation accuracy over the tasks counts.
 
     SGD along a cosine, as `--method finetune` has it, over mixed batches: their loss is the mean over pictures, each
     under its own task's head.
 
     Returns:
-        Per task, in order, what `contest` keeps of one.
+        Per task, in the sources' order, what `contest` keeps of one.
     """
     backbone = read_backbone(
         create(protocol.arch, weights=protocol.weights, image_size=protocol.size, keep=1.0, seed=seed).data
@@ -93,19 +93,21 @@ def train_jointly(sources: Mapping[str, Path], protocol: Protocol, rate: float, 
         print(f"joint, epoch {epoch + 1}: mean validation accuracy {np.mean(tops):.4f}", flush=True)
     network.load_state_dict(kept)
     seconds = round(time.process_time() - started, 3)
-    found = zip(sources, measure(body, heads, data, preprocess, "test"), splits, strict=True)
+    vals, tests = (measure(body, heads, data, preprocess, split) for split in ("val", "test"))
     return [
         {
             "task": task,
+            "version": None,
+            "val_top1": val[0],
             "test_top1": top1,
             "hits": hits,
             "macro_f1": f1,
             "calibration_error": error,
-            "bytes": 4 * sum(own.numel() for own in network.parameters()) // len(sources),
+            "bytes": sum(own.numel() * own.element_size() for own in kept.values()) // len(sources),
             "presentations": protocol.epochs * len(split),
             "cpu_seconds": round(seconds / len(sources), 3),
         }
-        for task, (top1, hits, f1, error), split in found
+        for task, val, (top1, hits, f1, error), split in zip(sources, vals, tests, splits, strict=True)
     ]
 
 

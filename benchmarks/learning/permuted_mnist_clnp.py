@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         chosen = {l1: _first_task(arguments, dataclasses.replace(settings, l1=l1)) for l1 in arguments.grid}
         settings = dataclasses.replace(settings, l1=choose(chosen))
         print(f"validation accuracy of task 1 by L1: {chosen}; L1 {settings.l1:g} from here on", flush=True)
-    path = arguments.out / f"permuted_mnist_clnp{'_finetune' if arguments.finetune else ''}.json"
+    path = arguments.out / f"{_stem(arguments)}.json"
     result: dict[str, Any] = {
         "experiment": "permuted MNIST, CLNP",
         "published": PUBLISHED,
@@ -128,12 +128,17 @@ def choose(val_top1: Mapping[float, float]) -> float:
     return max(l1 for l1, top1 in val_top1.items() if top1 >= best - CHOICE_MARGIN - 1e-9)
 
 
+def _stem(arguments: argparse.Namespace) -> str:
+    """Of the result's file, and of what belongs to it."""
+    return f"permuted_mnist_clnp{'_finetune' if arguments.finetune else ''}"
+
+
 def _first_task(arguments: argparse.Namespace, settings: Settings) -> float:
     """Validation accuracy of task 1 of the first seed."""
     seed = arguments.seeds[0]
     cut = dataclasses.replace(cut_of(arguments), tasks=1)
     mine = dataclasses.replace(settings, seed=seed)
-    with workplace(arguments.work, f"l1-{settings.l1:g}-{seed}") as folder:
+    with workplace(arguments.work, f"{_stem(arguments)}-l1-{settings.l1:g}-{seed}") as folder:
         (packed,) = pack(mnist_of(arguments), arguments.arch, mine, seed, cut, folder, capacity="units").packed
     return packed["val_top1"]
 

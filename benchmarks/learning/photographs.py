@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +17,43 @@ from .subsets import subset
 from .variants import METHODS, VARIANTS, Protocol
 
 
+def source_parser(
+    description: str | None,
+    sets: Sequence[str],
+    *,
+    size: int = 64,
+    arch: str = "resnet18",
+    weights: str | None = None,
+    per_class: int | None = None,
+) -> argparse.ArgumentParser:
+    """A parser with the flags about pictures and backbone; the defaults are the protocol's."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=os.environ.get("TASKPACK_DATA"), help="(default: $TASKPACK_DATA)")
+    parser.add_argument("--work", type=Path, required=True, help="folder for sources and stores: a stopped run goes on")
+    parser.add_argument("--sets", nargs="+", default=list(sets), choices=list(sets))
+    parser.add_argument("--size", type=int, default=size, help="pixels")
+    parser.add_argument("--arch", default=arch)
+    file = "weights/resnet18.safetensors of the data" if weights is None else weights
+    parser.add_argument("--weights", default=weights, help=f"a file, or none (default: {file})")
+    parser.add_argument("--per-class", type=int, default=per_class, help="training pictures of a class, at most")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the result's JSON")
+    return parser
+
+
 def photograph_parser(
     description: str | None,
     sets: Sequence[str],
     *,
     variants: Sequence[str] = METHODS,
     epochs: int = 15,
-    size: int = 64,
-    arch: str = "resnet18",
-    weights: str | None = None,
+    **others: Any,
 ) -> argparse.ArgumentParser:
-    """A parser with the common flags; the defaults are the protocol's."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=os.environ.get("TASKPACK_DATA"), help="(default: $TASKPACK_DATA)")
-    parser.add_argument("--work", type=Path, required=True, help="folder for stores: a stopped run goes on there")
+    """A parser with the flags about training, too; `others` are those of `source_parser`."""
+    parser = source_parser(description, sets, **others)
     parser.add_argument("--variants", nargs="+", default=list(variants), choices=list(VARIANTS))
-    parser.add_argument("--sets", nargs="+", default=list(sets), choices=list(sets))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=int, default=epochs)
-    parser.add_argument("--size", type=int, default=size, help="pixels")
-    parser.add_argument("--arch", default=arch)
-    parser.add_argument(
-        "--weights", default=weights, help="a file, or none (default: weights/resnet18.safetensors of the data)"
-    )
-    parser.add_argument("--per-class", type=int, help="training pictures of a class, at most (default: all)")
     parser.add_argument("--precision", default="32-true")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the result's JSON")
     return parser
 
 
@@ -59,7 +70,7 @@ def protocol_of(arguments: argparse.Namespace, per_class: int | None = None, kee
     """The protocol that the flags ask for; `per_class` instead of the flag's."""
     return Protocol(
         arch=arguments.arch,
-        weights=_weights(arguments.weights, arguments.data),
+        weights=weights_of(arguments),
         size=arguments.size,
         epochs=arguments.epochs,
         per_class=per_class or arguments.per_class,
@@ -68,13 +79,14 @@ def protocol_of(arguments: argparse.Namespace, per_class: int | None = None, kee
     )
 
 
-def contest(
+def run_experiment(
     name: str,
     arguments: argparse.Namespace,
     protocol: Protocol,
     sources: Mapping[str, Path],
     rates: Mapping[str, float | None] | None = None,
     *,
+    seeds: Callable[[str], Sequence[int]] | None = None,
     suffix: str = "",
     **told: Any,
 ) -> dict[str, Any]:
@@ -85,6 +97,7 @@ def contest(
         arguments, protocol: of `parse` and `protocol_of`.
         sources: by the tasks' names, in their order.
         rates: learning rates by variant; without them the middle one of each.
+        seeds: of a variant; without it all that were asked for.
         suffix: of the stores' folders and of the result's file, for a second way to run the same.
         told: what else the result says.
     """
@@ -96,7 +109,7 @@ def contest(
         {name: VARIANTS[name].rates[1] for name in arguments.variants} if rates is None else rates,
         sources,
         protocol,
-        arguments.seeds,
+        seeds or (lambda _: arguments.seeds),
         lambda variant, seed: arguments.work / f"{slug(variant)}-{seed}{suffix}",
     )
     return result
@@ -107,18 +120,23 @@ def sources_of(data: Path, names: Sequence[str], folder: Path, per_class: int | 
     found = {name: source_of(data, name) for name in names}
     if per_class is None:
         return found
-    folder.mkdir(parents=True, exist_ok=True)
-    return {
-        name: subset(path, folder / f"{name}-{per_class}{path.suffix}", per_class=per_class)
-        for name, path in found.items()
-    }
+    return {name: subset(path, folder, per_class=per_class) for name, path in found.items()}
 
 
 def source_of(data: Path, name: str) -> Path:
-    """A shared set's file."""
-    return next(path for path in (data / f"{name}.zip", data / f"{name}.npz") if path.exists())
+    """A shared set's file.
+
+    Raises:
+        SystemExit: there is none.
+    """
+    for path in (data / f"{name}.zip", data / f"{name}.npz"):
+        if path.exists():
+            return path
+    raise SystemExit(f"{data} has neither {name}.zip nor {name}.npz")
 
 
-def _weights(asked: str | None, data: Path) -> Path | None:
-    """A file, those of the shared data, or (`none`) a random start."""
-    return None if asked == "none" else Path(asked) if asked else data / "weights" / "resnet18.safetensors"
+def weights_of(arguments: argparse.Namespace) -> Path | None:
+    """The backbone's weights: a file, those of the shared data, or (`none`) a random start."""
+    if arguments.weights == "none":
+        return None
+    return Path(arguments.weights) if arguments.weights else arguments.data / "weights" / "resnet18.safetensors"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import zipfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -21,24 +25,29 @@ def classes_of(source: Path) -> list[str]:
         return sorted({parts[2] for parts in _parts(archive).values()})
 
 
-def subset(source: Path, out: Path, classes: Sequence[str] | None = None, *, per_class: int | None = None) -> Path:
-    """Write a smaller source; what is there already is left as it is.
+def subset(source: Path, folder: Path, classes: Sequence[str] | None = None, *, per_class: int | None = None) -> Path:
+    """Write a smaller source, or find the one that was written before.
+
+    Training pictures of which another split has a copy are left out: of few pictures one copy is too many.
 
     Args:
         source: a `.zip` of `<set>/<split>/<class>/<file>`, or an `.npz` of pixels or of JPEG bytes.
-        out: of the same kind.
+        folder: where it goes; made where it is missing.
         classes: that stay; None: all.
         per_class: so many training pictures of each stay, drawn with seed 0; None: all. Others than `train` stay whole.
 
     Returns:
-        `out`.
+        The file; its name says what it was cut from and how.
     """
-    if out.exists():
-        return out
-    temporary = out.with_name(f".{out.name}")
-    write = _subset_npz if source.suffix == ".npz" else _subset_zip
-    write(source, temporary, list(classes if classes is not None else classes_of(source)), per_class)
-    temporary.replace(out)
+    chosen = list(classes if classes is not None else classes_of(source))
+    told = json.dumps([source.name, source.stat().st_size, chosen, per_class])
+    out = folder / f"{source.stem}-{hashlib.sha256(told.encode()).hexdigest()[:12]}{source.suffix}"
+    if not out.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = out.with_name(f".{os.getpid()}-{out.name}")
+        write = _subset_npz if source.suffix == ".npz" else _subset_zip
+        write(source, temporary, chosen, per_class)
+        temporary.replace(out)
     return out
 
 
@@ -59,33 +68,49 @@ def _subset_zip(source: Path, out: Path, classes: list[str], per_class: int | No
         for name, (_, split, label, _) in sorted(_parts(archive).items()):
             if label in classes:
                 groups[split, label].append(name)
+        held_out = {archive.read(name) for (split, _), names in groups.items() if split != "train" for name in names}
         for (split, _), names in groups.items():
             for place in _drawn(len(names), per_class if split == "train" else None):
-                smaller.writestr(zipfile.ZipInfo(names[place]), archive.read(names[place]))
+                data = archive.read(names[place])
+                if split != "train" or data not in held_out:
+                    smaller.writestr(zipfile.ZipInfo(names[place]), data)
 
 
 def _subset_npz(source: Path, out: Path, classes: list[str], per_class: int | None) -> None:
     with np.load(source, allow_pickle=False) as file:
         names = [str(name) for name in file["class_names"]]
         arrays = {"class_names": np.array(classes)}
-        for split in (split for split in SPLITS if f"{split}_labels" in file.files):
-            labels = file[f"{split}_labels"]
-            places = [np.flatnonzero(labels == names.index(name)) for name in classes]
-            kept = [own[_drawn(len(own), per_class if split == "train" else None)] for own in places]
-            chosen = np.concatenate(kept)
-            arrays[f"{split}_labels"] = np.repeat(np.arange(len(kept)), [len(own) for own in kept])
+        held_out: set[bytes] = set()
+        for split in (split for split in reversed(SPLITS) if f"{split}_labels" in file.files):
+            pictures, labels = _pictures(file, split), file[f"{split}_labels"]
+            kept: list[list[int]] = []
+            for name in classes:
+                own = np.flatnonzero(labels == names.index(name))
+                places = own[_drawn(len(own), per_class if split == "train" else None)].tolist()
+                kept.append([i for i in places if split != "train" or pictures(i) not in held_out])
+            chosen = np.array([place for places in kept for place in places], dtype=np.int64)
+            held_out |= {pictures(place) for place in chosen.tolist()}
+            arrays[f"{split}_labels"] = np.repeat(np.arange(len(kept)), [len(places) for places in kept])
             if f"{split}_images" in file.files:
                 arrays[f"{split}_images"] = file[f"{split}_images"][chosen]
             else:
-                arrays |= _scans(split, file[f"{split}_scans"], file[f"{split}_offsets"], chosen)
+                arrays |= _scans(split, [pictures(place) for place in chosen.tolist()])
         if "jpeg_header" in file.files:
             arrays["jpeg_header"] = file["jpeg_header"]
     with out.open("wb") as stream:
         np.savez(stream, allow_pickle=False, **arrays)
 
 
-def _scans(split: str, scans: np.ndarray, offsets: np.ndarray, chosen: np.ndarray) -> dict[str, np.ndarray]:
-    """The JPEG bytes of the chosen pictures."""
-    parts = [scans[offsets[i] : offsets[i + 1]] for i in chosen]
-    lengths = np.array([len(part) for part in parts], dtype=np.int64)
-    return {f"{split}_scans": np.concatenate(parts), f"{split}_offsets": np.concatenate([[0], np.cumsum(lengths)])}
+def _pictures(file: Any, split: str) -> Callable[[int], bytes]:
+    """A split's pictures as bytes, by their place."""
+    if f"{split}_images" in file.files:
+        images = file[f"{split}_images"]
+        return lambda place: images[place].tobytes()
+    scans, offsets = file[f"{split}_scans"], file[f"{split}_offsets"]
+    return lambda place: scans[offsets[place] : offsets[place + 1]].tobytes()
+
+
+def _scans(split: str, pictures: Sequence[bytes]) -> dict[str, np.ndarray]:
+    """Pictures behind one another, and where each begins and ends."""
+    ends = np.cumsum([0, *map(len, pictures)], dtype=np.int64)
+    return {f"{split}_scans": np.frombuffer(b"".join(pictures), np.uint8), f"{split}_offsets": ends}

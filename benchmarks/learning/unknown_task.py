@@ -1,8 +1,8 @@
 """`task=auto` over all shared sets: how often the right task is named, and how often a stranger is refused.
 
-    TASKPACK_DATA=DIR python -m benchmarks.learning.unknown_task
+    TASKPACK_DATA=DIR python -m benchmarks.learning.unknown_task --work WORK
 
-time        see results/unknown_task.json, `cpu_seconds`; one thread; nothing is trained
+time        some minutes of one thread; nothing is trained
 hardware    two cores of an Intel Xeon with AVX-512, no GPU
 expected    sets of another kind (signs, letters, flowers) are told apart almost always; sets of the same kind (the
             photographs of caltech101 and pacs_photo, cifar10 and tiny_imagenet32_100) are confused
@@ -31,7 +31,7 @@ from service.settings import Settings as ServerSettings
 from trainer.data import load_source
 from trainer.task_sums import projected, task_sums
 
-from .photographs import parse, photograph_parser, protocol_of, sources_of
+from .photographs import parse, source_parser, sources_of, weights_of
 from .record import environment, table, write
 
 SETS = (
@@ -95,17 +95,16 @@ def ask(known: Mapping[str, Known], task: str, threshold: float) -> dict[str, An
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run, print a table, write the JSON; returns what was written."""
-    parser = photograph_parser(__doc__, SETS)
-    parser.set_defaults(per_class=PER_CLASS)
-    arguments = parse(parser, argv)
-    protocol, started = protocol_of(arguments), time.process_time()
-    made = create(protocol.arch, weights=protocol.weights, image_size=protocol.size, keep=1.0, seed=0)
+    arguments, started = parse(source_parser(__doc__, SETS, per_class=PER_CLASS), argv), time.process_time()
+    made = create(arguments.arch, weights=weights_of(arguments), image_size=arguments.size, keep=1.0, seed=0)
     backbone = read_backbone(made.data)
     threshold = ServerSettings.model_fields["auto_threshold"].default
     result: dict[str, Any] = {
         "experiment": "unknown_task",
         **environment(),
-        "protocol": {name: value for name, value in protocol.as_json().items() if name != "epochs"},
+        "arch": arguments.arch,
+        "size": arguments.size,
+        "per_class": arguments.per_class,
         "threshold": threshold,
         "sets": {},
     }

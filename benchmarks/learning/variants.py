@@ -58,8 +58,13 @@ class Protocol:
 _SGD, _ADAM, _MASKS = (0.003, 0.01, 0.03), (3e-4, 1e-3, 3e-3), (3e-5, 1e-4, 3e-4)
 
 
-def _packnet(prune: float | str = 0.75, **others: Any) -> Variant:
-    return Variant(0.5, Settings(method="packnet", prune=prune, **others), _SGD)
+_PICKS = (2e-4, 5e-4, 1e-3)
+"""PackNet that picks, too, trains with Adam; its masks' rate is a fifth of these."""
+
+
+def _packnet(prune: float | str | None = 0.75, **others: Any) -> Variant:
+    rates = _PICKS if others.get("pick") else _SGD
+    return Variant(0.5, Settings(method="packnet", prune=prune, **others), rates)
 
 
 def _clnp(margin: float, **others: Any) -> Variant:
@@ -76,13 +81,12 @@ VARIANTS: Mapping[str, Variant] = {
     "bn": Variant(1.0, Settings(method="bn"), _ADAM),
     "linear": Variant(1.0, Settings(method="linear"), _ADAM),
     "finetune": Variant(1.0, Settings(method="finetune"), _SGD),
-    "packnet 50": _packnet(0.5),
-    "packnet 60": _packnet(0.6),
-    "packnet 75": _packnet(0.75),
-    "packnet 90": _packnet(0.9),
-    "packnet 75 filters": _packnet(0.75, prune_by="filters"),
-    "packnet 75 last layer": _packnet(0.75, train_layers="last:1"),
-    "packnet head": Variant(0.5, Settings(method="packnet", train_layers="head"), _SGD),
+    "finetune adam": Variant(1.0, Settings(method="finetune", optimizer="adam"), _ADAM),
+    **{f"packnet {100 * share:.0f}": _packnet(share) for share in (0.5, 0.6, 0.75, 0.9)},
+    **{f"packnet {100 * share:.0f} filters": _packnet(share, prune_by="filters") for share in (0.5, 0.75, 0.9)},
+    "packnet last layer": _packnet(0.75, train_layers="last:1"),
+    "packnet head": _packnet(None, train_layers="head"),
+    "linear pruned": Variant(0.5, Settings(method="linear"), _ADAM),
     **{f"clnp {margin:g}": _clnp(margin) for margin in (1.0, 2.0, 4.0)},
     **{f"clnp {margin:g} finetuned": _clnp(margin, finetune=True) for margin in (1.0, 2.0, 4.0)},
 }
@@ -95,13 +99,22 @@ def settings_of(
 ) -> Settings:
     """A variant's settings under the protocol.
 
-    PackNet retrains half as many epochs as it trains, rounded up: two thirds of the epochs are its main phase, so that
-    it shows the pictures as often as the others; the `last` of its equal tasks prunes nothing and has one phase. What
-    `--prune auto` tries comes on top, and is counted.
+    What retrains after pruning or sparsifying (PackNet, CLNP that is fine-tuned) does so for half as many epochs as it
+    trains, rounded: two thirds of the epochs are its main phase, so that it shows the pictures as often as the others.
+    The `last` of PackNet's equal tasks prunes nothing and has one phase. What `--prune auto` tries comes on top, and is
+    counted.
+
+    Args:
+        variant, protocol: see there.
+        tasks: that the store is for.
+        rate: of learning; None: the method's default.
+        seed: of everything that is random.
+        last: whether it is the last of those tasks.
     """
     own = variant.settings
     prune = own.prune.format(tasks=tasks) if isinstance(own.prune, str) else own.prune
-    retrains = own.method == "packnet" and own.train_layers != "head" and not (last and str(prune).startswith("equal"))
+    prunes = prune is not None and not (last and str(prune).startswith("equal"))
+    retrains = prunes or own.finetune
     return dataclasses.replace(
         own,
         prune=prune,
