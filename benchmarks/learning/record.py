@@ -9,22 +9,32 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
+PLACES = ("--work", "--out", "--data", "--mnist", "--weights")
+"""Flags whose values are folders and files of one machine."""
 LIBRARIES = ("taskpack", "torch", "lightning-fabric", "numpy")
 
 
 def environment() -> dict[str, Any]:
     """Command, versions and machine."""
     return {
-        "command": " ".join(["python", "-m", _module(), *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", _module(), *_flags()]),
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),
     }
+
+
+def _flags() -> list[str]:
+    """The command's arguments; places of this machine by their flag's name alone: `--work WORK`."""
+    return [
+        flag.strip("-").upper() if flag in PLACES and value != "none" else value for flag, value in pairwise(sys.argv)
+    ]
 
 
 def _module() -> str:
