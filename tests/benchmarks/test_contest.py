@@ -191,6 +191,7 @@ def test_small_tasks_of_several_sets_go_into_one_store_and_change_nothing(data, 
     assert rows[2]["separate"] == 3 * rows[0]["separate"], "five classes each"
 
 
+@pytest.mark.slow
 def test_eight_domains_compares_variants_and_order_matters_to_packnet_alone(data, tmp_path, capsys):
     flags = ["--data", str(data), "--work", str(tmp_path / "work"), "--out", str(tmp_path), "--arch", "tinyresnet"]
     flags += ["--weights", "none", "--size", str(SIDE), "--epochs", "2", "--sets", "flowers89", "omniglot28"]
@@ -267,6 +268,7 @@ def test_exhaustion_packs_classes_in_their_order_into_a_network_that_keeps_nothi
     assert "packnet 60" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_clnp_on_pictures_tells_what_was_lost_and_what_is_free(flags, capsys):
     found = cifar_then_tiny.main([*flags, "--tasks", "1", "--variants", "clnp 4 finetuned"])
     first, later = found["variants"]["clnp 4 finetuned"]["seeds"][0]["tasks"]
@@ -286,6 +288,7 @@ def test_findings_tells_accuracy_before_and_after_retraining(flags, capsys):
     assert found["variants"]["packnet head"]["seeds"][0]["tasks"][0]["claimed"] == 0
 
 
+@pytest.mark.slow
 def test_joint_training_learns_all_sets_in_one_network_and_stands_in_the_table(data, tmp_path, capsys):
     flags = ["--data", str(data), "--work", str(tmp_path / "work"), "--out", str(tmp_path), "--arch", "tinyresnet"]
     flags += ["--weights", "none", "--size", str(SIDE), "--epochs", "6", "--sets", "flowers89", "omniglot28"]
