@@ -110,6 +110,7 @@ class Serving:
             slot_bytes=slots,
             readers=count + 1,  # the workers, and a registration's probe before they run
             kernels=kernels,
+            threads=worker_threads,
         )
         slots = min(slots, self._engine.slots.budget)  # a GPU takes no more than a few views
         self.chosen: dict[str, str | int] = {

@@ -67,6 +67,7 @@ class Engine:
         ways: a GPU's fast ways; by default those that are found good on the device.
         graph_bytes: device memory for recorded forwards; by default an eighth of what is free.
         native: whether tasks' adapters and norms are computed by the C function, on a CPU and where it is built.
+        threads: of torch that compute a forward, on a CPU; by default those of the thread that first asks.
 
     Raises:
         InvalidInput: no such device, or a network that cannot be traced.
@@ -84,6 +85,7 @@ class Engine:
         ways: Ways | None = None,
         graph_bytes: int | None = None,
         native: bool = True,
+        threads: int | None = None,
     ) -> None:
         self.device = find_device(device)
         self.ways = find_ways(self.device) if ways is None else ways
@@ -91,7 +93,9 @@ class Engine:
         program = trace(backbone.shape_only())
         self._convs = {step.weight: step for step in program.steps if isinstance(step, Conv)}
         self._sizes = _sizes(backbone, self._convs)
-        self.shared = Shared(backbone, self.device, self._convs, self._sizes, onednn=onednn, ways=self.ways)
+        self.shared = Shared(
+            backbone, self.device, self._convs, self._sizes, onednn=onednn, ways=self.ways, threads=threads
+        )
         if self.ways.capture is not None:  # a miss costs one launch, a view in a slot recordings of its own
             slot_bytes = min(slot_bytes, VIEWS * self.shared.layout("fp32").nbytes)
         self.slots = Slots(self.shared, slot_bytes, readers)

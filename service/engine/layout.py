@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
@@ -108,12 +110,12 @@ class OneDNN(Place):
         return reordered(weight.to("cpu", self.dtype), self.conv, self.size)
 
 
-def reordered(weight: Tensor, conv: Conv, size: tuple[int, int]) -> Tensor:
-    """A convolution's weight in the order that oneDNN wants for pictures of `size` (H, W)."""
+def reordered(weight: Tensor, conv: Conv, size: tuple[int, int], batch: int = 8) -> Tensor:
+    """A convolution's weight in the order that oneDNN wants for a batch of pictures of `size` (H, W)."""
     geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
     channels = weight.shape[1] * conv.groups
-    reorder = torch.ops.mkldnn._reorder_convolution_weight  # a batch of 8: larger and smaller ones want the same
-    return reorder(weight.contiguous(), *geometry, [8, channels, *size])
+    reorder = torch.ops.mkldnn._reorder_convolution_weight
+    return reorder(weight.contiguous(), *geometry, [batch, channels, *size])
 
 
 def memory_of(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -132,7 +134,8 @@ def onednn_place(conv: Conv, shape: torch.Size, dtype: torch.dtype, size: tuple[
     """Where oneDNN wants a convolution's weight; None where that cannot be used for masked weights."""
     if isinstance(conv.padding, str):
         return None
-    return _tried((conv.stride, conv.padding, conv.dilation, conv.groups), shape, dtype, size)
+    geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    return _tried(geometry, shape, dtype, size, torch.get_num_threads())
 
 
 @cache
@@ -141,6 +144,7 @@ def _tried(
     shape: torch.Size,
     dtype: torch.dtype,
     size: tuple[int, int],
+    threads: int,  # the order may depend on them
 ) -> Place | None:
     stride, padding, dilation, groups = geometry
     conv = Conv(0, 1, "", "", None, stride, padding, dilation, groups, None)
@@ -150,7 +154,7 @@ def _tried(
         if channels is None:
             return None
         place = OneDNN(shape, dtype, place.device, len(place.arranged(torch.zeros(shape))), channels, conv, size)
-        return place if _masks_alike(place) and _computes_alike(place) else None
+        return place if _lies_alike(place) and _masks_alike(place) and _computes_alike(place) else None
     except (AttributeError, RuntimeError, TypeError, ValueError):  # this torch has no such operator, or it refuses
         return None
 
@@ -187,6 +191,25 @@ def _repeated(pattern: Tensor) -> Tensor | None:
     """[blocks, n, period] -> the [blocks, period] that all n are, but for padding (-1); None where they differ."""
     first = pattern.amax(dim=1)
     return first if bool(((pattern == first[:, None]) | (pattern == -1)).all()) else None
+
+
+def _lies_alike(place: OneDNN) -> bool:
+    """Whether one picture and a batch want the same order, and a batch does in threads of any number.
+
+    Where one picture wants another, the convolution would bring the weight from one order into the other at each call,
+    which takes many times as long as computing with it. Where threads do, two of them would lay a view differently.
+    """
+    weight = torch.rand(place.shape, generator=torch.Generator().manual_seed(0)).to(place.dtype)
+
+    def order(batch: int, threads: int) -> Tensor:
+        with computing_in(threads):
+            tensor = reordered(weight, place.conv, place.size, batch)
+        return memory_of(tensor, place.dtype).clone()
+
+    own = torch.get_num_threads()
+    first = order(8, own)
+    others = [order(1, own), order(8, 1), order(8, os.cpu_count() or 1)]
+    return all(other.shape == first.shape and torch.equal(other, first) for other in others)
 
 
 def _masks_alike(place: Place) -> bool:
@@ -303,6 +326,7 @@ def layout_of(
     device: torch.device,
     *,
     onednn: bool,
+    threads: int | None = None,
 ) -> Layout:
     """Find a place for every shared weight.
 
@@ -313,18 +337,31 @@ def layout_of(
         dtype: `fp32` or `bf16`.
         device: where the weights lie.
         onednn: whether to try oneDNN's order; on the CPU only.
+        threads: that will compute a forward, where they are not those of the thread that asks.
     """
     places: dict[str, Place] = {}
     offsets: dict[str, int] = {}
     total = 0
-    for name, shape in shapes.items():
-        place = None
-        if onednn and device.type == "cpu" and name in convs:
-            place = onednn_place(convs[name], shape, DTYPES[dtype], sizes[name])
-        places[name] = place or plain_place(shape, DTYPES[dtype], device)
-        offsets[name] = total
-        total += -(-places[name].length // ALIGN) * ALIGN
+    with computing_in(threads or torch.get_num_threads()):
+        for name, shape in shapes.items():
+            place = None
+            if onednn and device.type == "cpu" and name in convs:
+                place = onednn_place(convs[name], shape, DTYPES[dtype], sizes[name])
+            places[name] = place or plain_place(shape, DTYPES[dtype], device)
+            offsets[name] = total
+            total += -(-places[name].length // ALIGN) * ALIGN
     return Layout(places, offsets, total)
+
+
+@contextmanager
+def computing_in(threads: int) -> Generator[None]:
+    """Let torch compute in so many threads; their number is this thread's own."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def own_weights(

@@ -37,6 +37,7 @@ class Shared:
         sizes: parameter name -> (H, W) of what its convolution reads.
         onednn: whether to use oneDNN's order where it can be.
         ways: how to write a view in one launch, where the device can.
+        threads: that compute a forward; None: as many as the thread that first asks for a layout has.
     """
 
     def __init__(
@@ -48,12 +49,14 @@ class Shared:
         *,
         onednn: bool = True,
         ways: Ways | None = None,
+        threads: int | None = None,
     ) -> None:
         self.device = device
         self._whole = None if ways is None else ways.masking
         self._blocks: dict[str, Tensor | None] = {}
         self._backbone = backbone
         self._geometry = (convs or {}, sizes or {}, onednn)
+        self._threads = threads
         self._layouts: dict[str, Layout] = {}
         self._base: dict[str, Weights] = {}
         self._pool: dict[str, Weights] = {}
@@ -70,7 +73,9 @@ class Shared:
             if dtype not in self._layouts:
                 shapes = {name: kept.shape for name, kept in self._backbone.kept.items()}
                 convs, sizes, onednn = self._geometry
-                self._layouts[dtype] = layout_of(shapes, convs, sizes, dtype, self.device, onednn=onednn)
+                self._layouts[dtype] = layout_of(
+                    shapes, convs, sizes, dtype, self.device, onednn=onednn, threads=self._threads
+                )
             return self._layouts[dtype]
 
     def base(self, dtype: str) -> Weights:

@@ -5,7 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from service.engine.layout import DTYPES, Layout, Place, onednn_place, own_key, own_weights, plain_place
+from service.engine.layout import (
+    DTYPES,
+    Layout,
+    OneDNN,
+    Place,
+    computing_in,
+    layout_of,
+    memory_of,
+    onednn_place,
+    own_key,
+    own_weights,
+    plain_place,
+    reordered,
+)
 from service.engine.program import Conv
 
 SIZE = (8, 8)
@@ -37,6 +50,27 @@ def test_every_position_is_of_the_channel_that_its_pattern_names(geometry: tuple
         held = place.arranged(weight) != 0
         assert int(held.sum()) == weight[channel].numel()
         assert set(channels[held].tolist()) == {channel}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_layer_lies_in_an_order_that_a_single_picture_does_not_want(dtype: str, threads: int) -> None:
+    """Layers of ResNets for which oneDNN is known to want another order for one picture, and one of the usual kind."""
+    layers = [(1024, 256, 1, 14), (512, 1024, 1, 14), (256, 128, 3, 28), (64, 64, 3, 56)]
+    convs = {str(layer): conv(layer[2]) for layer in layers}
+    shapes = {str((o, i, k, side)): torch.Size((o, i, k, k)) for o, i, k, side in layers}
+    sizes = {str(layer): (layer[3], layer[3]) for layer in layers}
+    before = torch.get_num_threads()
+    layout = layout_of(shapes, convs, sizes, dtype, torch.device("cpu"), onednn=True, threads=threads)
+    assert torch.get_num_threads() == before
+    laid = {name: place for name, place in layout.places.items() if isinstance(place, OneDNN)}
+    if not laid:
+        pytest.skip("oneDNN's order cannot be used on this processor")
+    for name, place in laid.items():
+        weight = torch.rand(place.shape)
+        with computing_in(threads):
+            alone = reordered(weight.to(place.dtype), convs[name], sizes[name], batch=1)
+        assert torch.equal(memory_of(alone, place.dtype), place.arranged(weight)), name
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
