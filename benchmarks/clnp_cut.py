@@ -15,7 +15,6 @@ import asyncio
 import json
 import os
 import platform
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.serve_engine import milliseconds
 from masks_store import Store, create, normalise
 from service.serving import Serving
 from tests.zoo import task as random_task
@@ -41,7 +41,7 @@ def packed(folder: Path, arch: str, size: int, share: float) -> tuple[Store, str
     return store, store.register(artifact, label="stable").version.version
 
 
-def milliseconds(arch: str, size: int, batch: int, rounds: int) -> dict[str, float]:
+def measured(arch: str, size: int, batch: int, rounds: int) -> dict[str, float]:
     """Median of each contestant."""
     pixels = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
     calls: dict[str, Callable[[], object]] = {}
@@ -60,22 +60,10 @@ def milliseconds(arch: str, size: int, batch: int, rounds: int) -> dict[str, flo
                 images = normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2), view.preprocess)
                 return network(images.contiguous(memory_format=torch.channels_last))
 
-        found = in_turns(calls | {"eager": eager}, rounds)
+        found = milliseconds(calls | {"eager": eager}, rounds, time.perf_counter)
         for serving in servings:
             runner.run(serving.stop(5.0))
     return found
-
-
-def in_turns(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each call."""
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(rounds + 1):  # the first is for warming up
-        for name, call in calls.items():
-            began = time.perf_counter()
-            call()
-            if turn:
-                taken[name].append((time.perf_counter() - began) * 1e3)
-    return {name: statistics.median(times) for name, times in taken.items()}
 
 
 def main() -> None:
@@ -89,7 +77,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     for arch in arguments.arch:
-        found = milliseconds(arch, arguments.size, arguments.batch, arguments.rounds)
+        found = measured(arch, arguments.size, arguments.batch, arguments.rounds)
         ratio = min(found["whole"], found["eager"]) / found["half"]
         rows.append({"arch": arch, "ms": {name: round(ms, 1) for name, ms in found.items()}, "ratio": round(ratio, 3)})
         times = "  ".join(f"{name} {ms:.1f}" for name, ms in found.items())

@@ -47,6 +47,19 @@ def mixed_batches(splits: Sequence[Split], preprocess: Preprocess, seed: int, ep
         yield parts
 
 
+def mixed_loss(
+    body: nn.Module, heads: nn.ModuleList, parts: Mixed, preprocess: Preprocess, layout: torch.memory_format
+) -> Tensor:
+    """Mean cross-entropy over a mixed batch's pictures, each under its own task's head."""
+    images = normalise(torch.cat([pixels for _, pixels, _ in parts]), preprocess)
+    features = body(images.contiguous(memory_format=layout)).split([len(labels) for _, _, labels in parts])
+    losses = [
+        F.cross_entropy(heads[task](own), labels, reduction="sum")
+        for own, (task, _, labels) in zip(features, parts, strict=True)
+    ]
+    return torch.stack(losses).sum() / len(images)
+
+
 def train_jointly(sources: Mapping[str, Path], protocol: Protocol, rate: float, seed: int) -> list[Found]:
     """Train on all sources at once, in float32; the epoch with the best mean validation accuracy over the tasks counts.
 
@@ -77,14 +90,8 @@ def train_jointly(sources: Mapping[str, Path], protocol: Protocol, rate: float, 
         for step, parts in enumerate(mixed_batches(splits, preprocess, seed, epoch)):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(phase, epoch, step, steps)
-            images = normalise(torch.cat([pixels for _, pixels, _ in parts]), preprocess)
-            features = body(images.contiguous(memory_format=layout)).split([len(labels) for _, _, labels in parts])
-            losses = [
-                F.cross_entropy(heads[task](own), labels, reduction="sum")
-                for own, (task, _, labels) in zip(features, parts, strict=True)
-            ]
             optimizer.zero_grad()
-            (torch.stack(losses).sum() / len(images)).backward()
+            mixed_loss(body, heads, parts, preprocess, layout).backward()
             nn.utils.clip_grad_norm_(network.parameters(), CLIP)
             optimizer.step()
         tops = [top1 for top1, *_ in measure(body, heads, data, preprocess, "val")]

@@ -6,7 +6,6 @@ Everything is measured beside what it is compared with, in turns, and told as so
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -16,7 +15,7 @@ import torch
 
 from masks_store import InvalidInput, Overlay, Store, Version, View, probe_faults, unpack_images
 
-from ..engine import DeviceOverlay, Engine, Pictures, Sight, VersionFailed, find_device
+from ..engine import DeviceOverlay, Engine, Pictures, Sight, VersionFailed, computing_in, find_device
 from ..memory import plan
 from ..residency import Record, Residency
 from .load import under_load
@@ -49,7 +48,7 @@ def measure(store: Store, options: Options, say: Callable[[str], None] = lambda 
         BenchFailed: the server or the separate models failed.
     """
     versions = _chosen(store, options.tasks)
-    with _threads(options.threads):
+    with computing_in(options.threads):
         stand = _Stand(store, versions, options)
         yield from _forwards(stand, say)
         yield from _swap(stand, say)
@@ -218,13 +217,3 @@ def _mixed(stand: _Stand, say: Callable[[str], None]) -> Generator[Found]:
     )
     beside = f"all for {members[0].label}"
     yield Row("mixed", f"{len(members)} tasks", len(members), "ms", "an image each", value, beside, other)
-
-
-@contextmanager
-def _threads(count: int) -> Generator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
