@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -9,6 +11,7 @@ from torch.func import functional_call
 from masks_store import norm_modules
 
 from .selecting import selected_weights
+from .small_maps import SmallMaps
 from .synced_norm import SyncedNorm
 
 
@@ -31,8 +34,9 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [N, 3, H, W] to logits [N, classes]."""
-        selected = selected_weights(self.body)  # in place of the weights, which stay as they are
-        return self.head(functional_call(self.body, selected, (images,)) if selected else self.body(images))
+        with SmallMaps() if images.device.type == "cpu" else nullcontext():
+            selected = selected_weights(self.body)  # in place of the weights, which stay as they are
+            return self.head(functional_call(self.body, selected, (images,)) if selected else self.body(images))
 
     def synchronise(self) -> None:
         """Let BatchNorm use the batches of all processes in training, from here on."""
