@@ -92,6 +92,9 @@ from .owners import encode_claim as encode_claim
 from .owners import free_positions as free_positions
 from .owners import overlap as overlap
 from .owners import visible as visible
+from .positions import positions as positions
+from .positions import put as put
+from .positions import spread as spread
 from .probe import Prober as Prober
 from .probe import check_probe as check_probe
 from .probe import eager_prober as eager_prober

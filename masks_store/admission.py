@@ -52,7 +52,13 @@ def check_capacity(artifact: Artifact, capacity: str) -> None:
         )
 
 
-def check_content(artifact: Artifact, backbone: Backbone, ancestors: Sequence[Artifact], prober: Prober) -> Claim:
+def check_content(
+    artifact: Artifact,
+    backbone: Backbone,
+    ancestors: Sequence[Artifact],
+    prober: Prober,
+    above: Sequence[Claim] | None = None,
+) -> Claim:
     """Check that an artifact fits its lineage and computes what it says, and return its claim.
 
     Args:
@@ -60,6 +66,7 @@ def check_content(artifact: Artifact, backbone: Backbone, ancestors: Sequence[Ar
         backbone: the store's.
         ancestors: its lineage without itself, root first.
         prober: the engine that its probe must pass on.
+        above: the ancestors' claims, where they are at hand.
 
     Returns:
         Parameter name -> bool of its shape; empty where it takes no shared weights.
@@ -71,7 +78,7 @@ def check_content(artifact: Artifact, backbone: Backbone, ancestors: Sequence[Ar
     """
     faults = [*lineage_faults(artifact, ancestors), *fit_faults(artifact, backbone)]
     claim: Claim = {}
-    above = lineage_claims(backbone, ancestors)
+    above = lineage_claims(backbone, ancestors) if above is None else above
     try:
         claim = decode_claim(artifact, backbone, above)
     except FormatError as error:
@@ -83,11 +90,12 @@ def check_content(artifact: Artifact, backbone: Backbone, ancestors: Sequence[Ar
     if faults:
         raise FormatError(f"{artifact.version}: {len(faults)} fault(s) against backbone and lineage", faults)
     lineage = [*ancestors, artifact]
-    computed = task_digest(backbone, view_of(backbone, lineage))
+    view = view_of(backbone, lineage, (*above, claim))
+    computed = task_digest(backbone, view)
     if computed != artifact.manifest.task_digest:
         raise FormatError(
             f"{artifact.version}: its manifest says task digest {artifact.manifest.task_digest}, its tensors give "
             f"{computed}; the file was altered after training: export it again"
         )
-    check_probe(backbone, lineage, prober)
+    check_probe(backbone, lineage, view, prober)
     return claim

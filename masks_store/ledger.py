@@ -33,6 +33,7 @@ class Ledger:
         self._backbone = backbone
         self._artifact = artifact
         self._occupancy: Occupancy | None = None
+        self._noted: tuple[str, Claim] | None = None  # entered once the registry is seen to have it
         self._lock = threading.Lock()
 
     def overlap(self, version: str, claim: Claim) -> list[str]:
@@ -57,6 +58,16 @@ class Ledger:
             occupancy = self._now()
             return occupancy.claim(version) if version in occupancy else None
 
+    def update(self) -> None:
+        """Decode what is not decoded yet, so that the next question need not."""
+        with self._lock:
+            self._now()
+
+    def note(self, version: str, claim: Claim) -> None:
+        """Hand over the claim of a version that has just been registered, so that it is not decoded again."""
+        with self._lock:
+            self._noted = (version, claim)
+
     def _now(self) -> Occupancy:
         held = self._occupancy.versions if self._occupancy else ()
         with self._registry.read() as transaction:
@@ -72,17 +83,23 @@ class Ledger:
         return self._occupancy
 
     def _enter(self, occupancy: Occupancy, version: str, parents: Mapping[str, str | None]) -> None:
+        claim = self._claim_of(occupancy, version, parents)
+        faults = occupancy.overlap(claim)
+        if faults:
+            raise StoreCorrupt(f"version {version} claims weights of others; `taskpack verify` tells more", faults)
+        occupancy.add(version, claim)
+
+    def _claim_of(self, occupancy: Occupancy, version: str, parents: Mapping[str, str | None]) -> Claim:
+        noted, self._noted = self._noted, None
+        if noted is not None and noted[0] == version:
+            return noted[1]
         lineage: list[str] = []
         parent = parents[version]
         while parent is not None:
             lineage.append(parent)
             parent = parents[parent]
         ancestors = [occupancy.claim(ancestor) for ancestor in lineage if ancestor in occupancy]
-        claim = decode_claim(self._artifact(version), self._backbone(), ancestors)
-        faults = occupancy.overlap(claim)
-        if faults:
-            raise StoreCorrupt(f"version {version} claims weights of others; `taskpack verify` tells more", faults)
-        occupancy.add(version, claim)
+        return decode_claim(self._artifact(version), self._backbone(), ancestors)
 
 
 class StoredClaims(Mapping[str, Claim]):

@@ -15,6 +15,7 @@ from .artifact import Artifact
 from .backbones import Backbone, decode_mask, encode_mask
 from .errors import FormatError
 from .manifest import MaskInfo
+from .positions import positions, put
 from .unit_claims import CLNP, unit_claim, unit_values
 
 Claim = Mapping[str, Tensor]
@@ -67,13 +68,14 @@ def decode_claim(artifact: Artifact, backbone: Backbone, ancestors: Sequence[Cla
         if name not in seen:
             faults.append(f"mask/{name}: the backbone has no such layer")
             continue
-        room = ~seen[name]
         try:
-            bits = decode_mask(payload, artifact.manifest.masks[f"mask/{name}"], int(room.sum()), f"mask/{name}")
+            where = positions(~seen[name])
+            bits = decode_mask(payload, artifact.manifest.masks[f"mask/{name}"], len(where), f"mask/{name}")
         except FormatError as error:
             faults += error.faults
             continue
-        claim[name] = torch.zeros_like(room).masked_scatter_(room, bits)
+        claim[name] = torch.zeros_like(seen[name])
+        put(claim[name], where, bits)
     if faults:
         raise FormatError(f"{artifact.version}: its claim does not fit its lineage", faults)
     return claim
@@ -96,7 +98,7 @@ def encode_claim(
     for name, mask in claim.items():
         if bool((mask & seen[name]).any()):
             raise ValueError(f"{name}: the claim takes weights that its lineage owns")
-        tensors[f"mask/{name}"], masks[f"mask/{name}"] = encode_mask(mask[~seen[name]])
+        tensors[f"mask/{name}"], masks[f"mask/{name}"] = encode_mask(mask.reshape(-1)[positions(~seen[name])])
     return tensors, masks
 
 
@@ -133,9 +135,7 @@ class Pool:
             values: parameter name -> float32 [claimed weights], row-major.
         """
         for name, mask in claim.items():
-            weights = self._weights[name]
-            where = mask.reshape(-1).nonzero().squeeze(1).to(weights.device)  # [claimed]
-            weights.view(-1).index_copy_(0, where, values[name].to(weights.device, torch.float32))
+            put(self._weights[name], positions(mask), values[name])
 
     def masked(self, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Parameter name -> float32 weights where seen, +0.0 elsewhere: new tensors, never a product with a mask.

@@ -24,11 +24,14 @@ from .backbones import Backbone
 from .errors import FormatError, InvalidInput, ProbeFailed
 from .images import normalise, open_image
 from .pictures import join_pictures, split_pictures
-from .views import View, bind, view_of
+from .views import View, bind
 
 Pictures = npt.NDArray[np.uint8]
-Prober = Callable[[Backbone, Sequence[Artifact]], Tensor]
-"""(backbone, lineage) -> logits [N, classes] of the last artifact's probe, computed on some engine and device."""
+Prober = Callable[[Backbone, Sequence[Artifact], View], Tensor]
+"""(backbone, lineage, view) -> logits [N, classes] of the last artifact's probe, on some engine and device.
+
+The view is the last artifact's, for an engine that has not all of the lineage.
+"""
 
 _BOUNDS = {"fp32": (1e-4, float("inf")), "bf16": (0.25, 0.03)}
 """dtype -> largest and root-mean-square difference allowed, in standard deviations of the reference logits."""
@@ -91,10 +94,10 @@ def reference_logits(backbone: Backbone, view: View, pictures: Pictures) -> Tens
         return torch.cat([forward(batch[i : i + 1]) for i in range(len(batch))])
 
 
-def eager_prober(backbone: Backbone, lineage: Sequence[Artifact]) -> Tensor:
+def eager_prober(backbone: Backbone, lineage: Sequence[Artifact], view: View) -> Tensor:
     """The `Prober` that needs no engine: the reference itself."""
     pictures = unpack_images(lineage[-1].tensors["probe.images"], backbone.manifest.image_size)
-    return reference_logits(backbone, view_of(backbone, lineage), pictures)
+    return reference_logits(backbone, view, pictures)
 
 
 def probe_faults(reference: Tensor, got: Tensor, dtype: Literal["fp32", "bf16"] = "fp32") -> list[str]:
@@ -137,15 +140,19 @@ def probe_faults(reference: Tensor, got: Tensor, dtype: Literal["fp32", "bf16"] 
 
 
 def check_probe(
-    backbone: Backbone, lineage: Sequence[Artifact], prober: Prober, dtype: Literal["fp32", "bf16"] = "fp32"
+    backbone: Backbone,
+    lineage: Sequence[Artifact],
+    view: View,
+    prober: Prober,
+    dtype: Literal["fp32", "bf16"] = "fp32",
 ) -> None:
-    """Run the probe of the last artifact of a lineage.
+    """Run the probe of the last artifact of a lineage, whose view this is.
 
     Raises:
         ProbeFailed: with every picture that is off.
     """
     reference = lineage[-1].tensors["probe.logits"]
-    faults = probe_faults(reference, prober(backbone, lineage), dtype)
+    faults = probe_faults(reference, prober(backbone, lineage, view), dtype)
     if faults:
         raise ProbeFailed(f"{lineage[-1].version}: its probe gives other logits than when it was made", faults)
 

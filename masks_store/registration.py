@@ -39,7 +39,8 @@ def register(store: Store, data: bytes, *, label: str, actor: str, prober: Probe
     check_backbone(artifact, store.backbone)
     check_capacity(artifact, store.capacity)
     _check_parent(store, artifact)
-    claim = check_content(artifact, store.backbone, store.ancestors(artifact), prober)
+    ancestors = store.ancestors(artifact)
+    claim = check_content(artifact, store.backbone, ancestors, prober, store.claims_of(ancestors))
     generation = _check_place(store, artifact, claim)
     store.blobs.put(data)
     while True:
@@ -50,8 +51,10 @@ def register(store: Store, data: bytes, *, label: str, actor: str, prober: Probe
                 row = _insert(transaction, artifact, holds_claim=bool(claim), label=label, actor=actor)
                 if prober is eager_prober:
                     transaction.record_probe(artifact.version, EAGER, "cpu", "fp32", True, "")
-                return Registered(row, created=True)
+                break
         generation = _check_place(store, artifact, claim)
+    store.note_claim(artifact.version, claim)
+    return Registered(row, created=True)
 
 
 def _check_place(store: Store, artifact: Artifact, claim: Claim) -> int:

@@ -17,6 +17,7 @@ from .backbones import Backbone, decode_mask, encode_mask
 from .errors import FormatError
 from .manifest import MaskInfo
 from .owners import Claim, visible
+from .positions import positions, put
 
 Selection = Mapping[str, Tensor]
 """Parameter name -> bool of the parameter's shape: False where a weight is hidden. Absent layers: nothing is.
@@ -48,14 +49,15 @@ def decode_selection(artifact: Artifact, backbone: Backbone, claims: Sequence[Cl
             faults.append(f"{name}: the backbone has no such layer")
             continue
         owned = seen[parameter]
-        positions = owned.numel() if kind == "mask" else int(owned.sum())
+        room = owned.numel() if kind == "mask" else int(torch.count_nonzero(owned))
         try:
-            bits = decode_mask(artifact.tensors[name], info, positions, name)
+            bits = decode_mask(artifact.tensors[name], info, room, name)
         except FormatError as error:
             faults += error.faults
             continue
         if kind == "pick":
-            found[parameter] = torch.ones_like(owned).masked_scatter_(owned, bits)
+            found[parameter] = torch.ones_like(owned)
+            put(found[parameter], positions(owned), bits)
             continue
         found[parameter] = bits.reshape(owned.shape)
         outside = int((found[parameter] & ~owned).sum())

@@ -7,7 +7,7 @@ used from many threads, and one directory from many processes at once.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal, Self
@@ -24,7 +24,7 @@ from .errors import FormatError, NotFound, PreconditionFailed, StoreCorrupt
 from .files import Files, clean_temp, write_file
 from .ledger import Ledger, StoredClaims
 from .lookup import check_label, find_task, find_version
-from .owners import Claim
+from .owners import Claim, decode_claim
 from .probe import Prober, eager_prober
 from .process import origin
 from .records import Event, ProbeResult, Registered, Task, Version
@@ -238,10 +238,27 @@ class Store:
         held = self._ledger.claim(version)
         return held if held is not None else lineage_claims(self.backbone, self.lineage(version))[-1]
 
+    def claims_of(self, lineage: Sequence[Artifact]) -> list[Claim]:
+        """The claims of a lineage, root first; those that the store holds are not decoded again."""
+        found: list[Claim] = []
+        for artifact in lineage:
+            held = self._ledger.claim(artifact.version)
+            found.append(decode_claim(artifact, self.backbone, found) if held is None else held)
+        return found
+
     def claims(self) -> Mapping[str, Claim]:
         """Version -> claim, of every version that holds one, retired ones too; made one by one as they are read."""
         with self.registry.read() as transaction:
             return StoredClaims(transaction.claim_holders(), self.claim)
+
+    def read_claims(self) -> None:
+        """Decode all claims that are not decoded yet, so that the next registration need not."""
+        self._ledger.update()
+
+    def note_claim(self, version: str, claim: Claim) -> None:
+        """Take in the claim of a version that has just been registered, as it was decoded then."""
+        if claim:
+            self._ledger.note(version, claim)
 
     def overlap(self, version: str, claim: Claim) -> list[str]:
         """What the claim of a version (in the store or not) takes that others own; one fault per owner and layer."""

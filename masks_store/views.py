@@ -163,26 +163,38 @@ def overlay_of(lineage: Sequence[Artifact]) -> Overlay:
     return Overlay(norm, bias, adapter, tensors["head.weight"].float(), tensors["head.bias"].float())
 
 
-def view_of(backbone: Backbone, lineage: Sequence[Artifact]) -> View:
+def view_of(backbone: Backbone, lineage: Sequence[Artifact], claims: Sequence[Claim] | None = None) -> View:
     """Materialise the view of the last artifact of a lineage.
+
+    Args:
+        backbone: the shared network.
+        lineage: root first, the version itself last.
+        claims: the lineage's, where they are at hand.
 
     Raises:
         FormatError: a claim or a selection that does not fit its lineage.
     """
-    return view_with(backbone, lineage, shared_weights(backbone, lineage))
+    return view_with(backbone, lineage, shared_weights(backbone, lineage, claims))
 
 
-def shared_weights(backbone: Backbone, lineage: Sequence[Artifact]) -> dict[str, Tensor]:
+def shared_weights(
+    backbone: Backbone, lineage: Sequence[Artifact], claims: Sequence[Claim] | None = None
+) -> dict[str, Tensor]:
     """Parameter name -> float32: the shared weights that the last of a lineage sees, +0.0 everywhere else.
 
     Of a lineage without masks they are the backbone's own (`Backbone.own`), shared and not copied.
+
+    Args:
+        backbone: the shared network.
+        lineage: root first, the version itself last.
+        claims: the lineage's, where they are at hand.
 
     Raises:
         FormatError: a claim or a selection that does not fit its lineage.
     """
     if not any(artifact.manifest.masks for artifact in lineage):
         return dict(backbone.own)
-    claims = lineage_claims(backbone, lineage)
+    claims = lineage_claims(backbone, lineage) if claims is None else claims
     return _pool(backbone, lineage, claims).masked(seen_by(backbone, lineage, claims))
 
 

@@ -18,10 +18,10 @@ from masks_store import (
     Backbone,
     Store,
     TaskpackError,
+    View,
     overlay_of,
     probe_faults,
     unpack_images,
-    view_of,
     weights_key,
 )
 
@@ -102,7 +102,7 @@ class Probes:
         log.error("version %s fails its probe on %s: %s", record.version, self._engine.device_name, "; ".join(reasons))
         self._residency.settle(record, None, "; ".join(reasons))
 
-    def prober(self, backbone: Backbone, lineage: Sequence[Artifact]) -> Tensor:
+    def prober(self, backbone: Backbone, lineage: Sequence[Artifact], view: View) -> Tensor:
         """`masks_store.Prober`: the fp32 logits of a version that need not be in the store yet.
 
         What it finds here in other dtypes too is remembered for the version's registration.
@@ -117,16 +117,15 @@ class Probes:
         held = self._hold(lineage)
         try:
             pooled = units or in_pool(self._engine, lineage)
-            weights = None if pooled else view_of(backbone, lineage).weights
             found: dict[str, Tensor] = {}
             for dtype in dict.fromkeys(("fp32", *self._dtypes)):
                 if units:
-                    task = load_units(self._engine, backbone, lineage, dtype)
+                    task = load_units(self._engine, backbone, lineage, dtype, view)
                 elif pooled:
                     task = load_pooled(self._engine, backbone, lineage, dtype)
                 else:
                     overlay, fold = overlay_of(lineage), folds(lineage)
-                    task = self._engine.load(leaf.version, overlay, dtype, folds=fold, weights=weights)
+                    task = self._engine.load(leaf.version, overlay, dtype, folds=fold, weights=view.weights)
                 images = unpack_images(leaf.tensors["probe.images"], backbone.manifest.image_size)
                 found[dtype] = torch.from_numpy(self._run(Work(sight, dtype, images, task)))
                 if len(self._fresh) >= MOST_FRESH:

@@ -27,6 +27,7 @@ from masks_store import (
     Store,
     TaskManifest,
     TaskpackError,
+    View,
     claimed_values,
     cut_view,
     decode_claim,
@@ -390,7 +391,8 @@ class Residency:
     def _load(self, record: Record, dtype: str) -> DeviceOverlay:
         if record.units:
             lineage = [self.read(held.version) for held in record.lineage]
-            return load_units(self._engine, self._store.backbone, lineage, dtype)
+            view = view_of(self._store.backbone, lineage)
+            return load_units(self._engine, self._store.backbone, lineage, dtype, view)
         lineage = [self._artifact(held.version) for held in record.lineage]
         shown = self._shown_to(record, dtype)
         return self._engine.load(record.version, overlay_of(lineage), dtype, folds=folds(lineage), shown=shown)
@@ -446,9 +448,11 @@ class Residency:
         self._engine.slots.drop(version)
 
 
-def load_units(engine: Engine, backbone: Backbone, lineage: Sequence[Artifact], dtype: str) -> DeviceOverlay:
+def load_units(
+    engine: Engine, backbone: Backbone, lineage: Sequence[Artifact], dtype: str, view: View
+) -> DeviceOverlay:
     """Bring a task with units to the device: the smaller dense network of its units, cut out of the shared one."""
-    small = cut_view(backbone, view_of(backbone, lineage))
+    small = cut_view(backbone, view)
     return engine.load(small.version, small.overlay, dtype, folds=folds(lineage), weights=small.weights)
 
 

@@ -432,7 +432,15 @@ class Serving:
                     log.warning("version %s cannot be checked now: %s", version, error)
                 finally:
                     self._residency.release(record)
+            self._read_claims()
             self._check.wait(CHECK_S)
+
+    def _read_claims(self) -> None:
+        """Ahead of the next registration, which would have to."""
+        try:
+            self._store.read_claims()
+        except (TaskpackError, OSError) as error:
+            log.warning("the claims cannot be read now: %s", error)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from masks_store import Backbone, Claim, OutOfCapacity, Selection
+from masks_store import Backbone, Claim, OutOfCapacity, Selection, positions, put, spread
 
 from .blocks import blocks_of
 from .layout import DTYPES, Layout, Weights, layout_of
@@ -129,7 +129,7 @@ class Shared:
         """The versions (or `backbone`) that own a position of `claim` now; empty when it may be written."""
         found: set[int] = set()
         for name, mask in claim.items():
-            found |= {int(i) for i in self._owners[name][mask].unique().tolist()}
+            found |= {int(i) for i in self._owners[name].view(-1)[positions(mask)].unique().tolist()}
         with self._lock:
             names = {owner_id: version for version, owner_id in self._ids.items()} | {KEPT: "backbone"}
         return sorted(names[owner_id] for owner_id in found - {FREE})
@@ -153,13 +153,12 @@ class Shared:
             with self._lock:
                 pools = [(self.layout(dtype), pool) for dtype, pool in self._pool.items()]
             for name, mask in claim.items():
-                full = torch.zeros(mask.shape)
-                full[mask] = values[name].float().cpu()
+                full = spread(values[name].float().cpu(), mask)
                 for layout, pool in pools:
                     place = layout.places[name]
-                    where = place.arranged(mask.float()) != 0
-                    pool.memory[name][where] = place.arranged(full)[where]
-                self._owners[name][mask] = owner_id
+                    where = positions((place.arranged(mask.float()) != 0).cpu())
+                    put(pool.memory[name], where, place.arranged(full).reshape(-1)[where])
+                self._owners[name].masked_fill_(mask, owner_id)
             settle(self.device)
             with self._lock:
                 self._ids[version] = owner_id
@@ -194,8 +193,11 @@ class Shared:
             As `Layout.bits`.
         """
         with self._lock:
-            seen = torch.tensor([KEPT, *(self._ids[version] for version in claims)], dtype=torch.int16)
-        mask = {name: torch.isin(owner, seen) for name, owner in self._owners.items()}
+            seen = torch.tensor([KEPT, *(self._ids[version] for version in claims)])
+        table = torch.zeros(OWNERS, dtype=torch.bool).index_fill_(0, seen, True)
+        mask = {
+            name: table.index_select(0, owner.view(-1).int()).view(owner.shape) for name, owner in self._owners.items()
+        }
         for name, chosen in (selection or {}).items():
             mask[name] &= chosen
         return self.layout(dtype).bits(mask)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from masks_store import Artifact, Backbone, BackboneFile, Claim, Store, create
+from masks_store import Artifact, Backbone, BackboneFile, Claim, Store, View, create
 from tests import zoo
 
 
@@ -23,7 +23,7 @@ def new_store(path: Path, keep: float = 0.5) -> Store:
     return Store.create(path, backbone_file(keep))
 
 
-def same_logits(_: Backbone, lineage: Sequence[Artifact]) -> Tensor:
+def same_logits(_: Backbone, lineage: Sequence[Artifact], _view: View) -> Tensor:
     """A `Prober` for tests that are not about probes: says at once what the artifact says."""
     return lineage[-1].tensors["probe.logits"]
 

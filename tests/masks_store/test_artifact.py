@@ -153,7 +153,7 @@ def test_no_flipped_byte_of_a_tensor_changes_what_a_checked_version_computes() -
             view = view_of(shared, [artifact])
             if task_digest(shared, view) != artifact.manifest.task_digest:
                 raise FormatError("task digest")
-            check_probe(shared, [artifact], eager_prober)
+            check_probe(shared, [artifact], view, eager_prober)
         except TaskpackError:
             refused += 1
             continue

@@ -172,7 +172,7 @@ def test_the_task_digest_is_that_of_the_format(golden: Golden, name: str) -> Non
 @pytest.mark.parametrize(("golden", "name"), EVERY)
 def test_the_probe_passes_and_its_logits_are_those_of_the_slow_network(golden: Golden, name: str) -> None:
     artifacts = golden.lineage(name)
-    check_probe(golden.backbone(), artifacts, eager_prober)
+    check_probe(golden.backbone(), artifacts, view_of(golden.backbone(), artifacts), eager_prober)
     logits = artifacts[-1].tensors["probe.logits"].numpy()
     files = reader.pictures(golden.twins(name)[-1])
     assert len(files) == 2

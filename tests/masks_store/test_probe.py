@@ -21,6 +21,7 @@ from masks_store import (
     read_artifact,
     synthetic_images,
     unpack_images,
+    view_of,
 )
 from tests import tf32, zoo
 
@@ -49,11 +50,12 @@ def test_pictures_of_another_size_are_refused() -> None:
 
 def test_a_sound_version_passes_and_a_changed_weight_fails(tiny_backbone: Backbone) -> None:
     sound = read_artifact(zoo.task(tiny_backbone))
-    check_probe(tiny_backbone, [sound], eager_prober)
+    check_probe(tiny_backbone, [sound], view_of(tiny_backbone, [sound]), eager_prober)
     tensors = dict(sound.tensors)
     tensors["head.bias"] = tensors["head.bias"] + torch.tensor([0.1, 0.0, 0.0])
+    changed = [dataclasses.replace(sound, tensors=tensors)]
     with pytest.raises(ProbeFailed) as caught:
-        check_probe(tiny_backbone, [dataclasses.replace(sound, tensors=tensors)], eager_prober)
+        check_probe(tiny_backbone, changed, view_of(tiny_backbone, changed), eager_prober)
     assert "off by" in caught.value.faults[0]
 
 
@@ -95,7 +97,7 @@ def test_wrong_shape_or_nan_fails(got: torch.Tensor) -> None:
 def test_the_reference_is_computed_without_tf32_and_the_switches_are_put_back(tiny_backbone: Backbone) -> None:
     lineage = [read_artifact(zoo.task(tiny_backbone))]
     with tf32.never_used():
-        eager_prober(tiny_backbone, lineage)
+        eager_prober(tiny_backbone, lineage, view_of(tiny_backbone, lineage))
         with pytest.raises(KeyError), plain_arithmetic():
             raise KeyError
 

@@ -27,6 +27,7 @@ from masks_store import (
     Store,
     StoreCorrupt,
     VersionInUse,
+    View,
     digest_of,
     eager_prober,
     free_positions,
@@ -292,9 +293,9 @@ def test_an_artifact_whose_probe_gives_other_logits_is_refused(store: Store):
 def test_registration_runs_the_probe_on_the_engine_it_is_given(store: Store):
     seen: list[str] = []
 
-    def broken(backbone: Backbone, lineage: Sequence[Artifact]) -> Tensor:
+    def broken(backbone: Backbone, lineage: Sequence[Artifact], view: View) -> Tensor:
         seen.append(lineage[-1].manifest.task)
-        return eager_prober(backbone, lineage) * 1.5
+        return eager_prober(backbone, lineage, view) * 1.5
 
     with pytest.raises(ProbeFailed):
         store.register(artifact(store, "birds", "linear"), prober=broken)
@@ -759,3 +760,22 @@ def test_order_free_versions_register_side_by_side_while_others_read(store: Stor
     assert torn == []
     assert [task.name for task in store.tasks()] == sorted(wanted)
     assert store.verify() == []
+
+
+def test_the_claims_of_a_lineage_are_the_decoded_ones_whether_the_store_has_it_or_not(store: Store):
+    birds = put(store, "birds", "packnet")
+    owls = put(store, "owls", "packnet", on=birds)
+    lineage = [*store.lineage(owls), read_artifact(artifact(store, "finches", on=owls))]
+    expected = lineage_claims(store.backbone, lineage)
+    found = store.claims_of(lineage)
+    assert [sorted(claim) for claim in found] == [sorted(claim) for claim in expected]
+    assert all(torch.equal(one[name], other[name]) for one, other in zip(found, expected, strict=True) for name in one)
+
+
+def test_a_claim_that_was_just_registered_and_deleted_is_not_remembered(store: Store):
+    birds = put(store, "birds", "packnet", label="none")
+    store.delete_version("birds", birds)
+    owls = put(store, "owls", "packnet")
+    taken = lineage_claims(store.backbone, store.lineage(owls))
+    free = store.free_positions()
+    assert all(torch.equal(free[name], mask) for name, mask in free_positions(store.backbone, taken).items())

@@ -99,7 +99,7 @@ def test_the_view_is_the_network_gated_behind_each_norm(arch: str, slow: Callabl
     head = lineage[-1].tensors
     expected = features @ head["head.weight"].T + head["head.bias"]
     assert torch.allclose(bind(shared, view_of(shared, lineage))(images), expected, atol=1e-5)
-    check_probe(shared, lineage, eager_prober)
+    check_probe(shared, lineage, view_of(shared, lineage), eager_prober)
 
 
 def everything(shared: Backbone, lineage: list[Artifact]) -> dict[str, Tensor]:

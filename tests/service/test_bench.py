@@ -144,7 +144,7 @@ def test_a_task_whose_self_test_fails_is_left_out_and_named(full_store: tuple[St
     sound = read_artifact(zoo.task(store.backbone, "changed", "linear", seed=5))
     claimed = sound.tensors["probe.logits"] + 1.0
     changed = write_artifact(sound.manifest, {**sound.tensors, "probe.logits": claimed})
-    store.register(changed, label="stable", prober=lambda _backbone, _lineage: claimed)
+    store.register(changed, label="stable", prober=lambda *_: claimed)
     found = without_load(store, tasks=("clr-a", "changed"))
     assert [one.subject for one in found if isinstance(one, Row)] == ["clr-a (clr)"]
     left_out = [one.why for one in found if isinstance(one, LeftOut) and one.measure == "forward"]

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from masks_store import InvalidInput, NotFound, Store, probe_faults, read_artifact
+from masks_store import InvalidInput, NotFound, Store, probe_faults, read_artifact, view_of
 from service.engine import DeadlinePassed, Draining, Kernels, QueueFull, VersionFailed
 from service.engine.behind import Behind, Mix
 from service.serving import Serving
@@ -315,7 +315,9 @@ async def test_registration_probes_on_this_engine_before_the_version_is_in_the_p
             ancestors = store.lineage(versions[on]) if on else ()
             taken = list(store.claims().values())
             data = zoo.task(store.backbone, name, method, ancestors=ancestors, taken=taken, seed=50, pick=pick)
-            got = await asyncio.to_thread(serving.prober, store.backbone, [*ancestors, read_artifact(data)])
+            lineage = [*ancestors, read_artifact(data)]
+            view = view_of(store.backbone, lineage)
+            got = await asyncio.to_thread(serving.prober, store.backbone, lineage, view)
             assert not probe_faults(read_artifact(data).tensors["probe.logits"], got)
             registered = await asyncio.to_thread(lambda d=data: store.register(d, prober=serving.prober))
             await asyncio.to_thread(serving.refresh)

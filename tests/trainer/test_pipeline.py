@@ -33,7 +33,7 @@ def _files(store: Store) -> set[str]:
 def _logits(store: Store, version: str) -> bytes:
     from masks_store import eager_prober
 
-    return eager_prober(store.backbone, store.lineage(version)).numpy().tobytes()
+    return eager_prober(store.backbone, store.lineage(version), store.view(version)).numpy().tobytes()
 
 
 # ---------------------------------------------------------------- no forgetting
