@@ -391,8 +391,7 @@ class Residency:
     def _load(self, record: Record, dtype: str) -> DeviceOverlay:
         if record.units:
             lineage = [self.read(held.version) for held in record.lineage]
-            view = view_of(self._store.backbone, lineage)
-            return load_units(self._engine, self._store.backbone, lineage, dtype, view)
+            return load_units(self._engine, self._store.backbone, lineage, dtype)
         lineage = [self._artifact(held.version) for held in record.lineage]
         shown = self._shown_to(record, dtype)
         return self._engine.load(record.version, overlay_of(lineage), dtype, folds=folds(lineage), shown=shown)
@@ -449,10 +448,17 @@ class Residency:
 
 
 def load_units(
-    engine: Engine, backbone: Backbone, lineage: Sequence[Artifact], dtype: str, view: View
+    engine: Engine, backbone: Backbone, lineage: Sequence[Artifact], dtype: str, view: View | None = None
 ) -> DeviceOverlay:
-    """Bring a task with units to the device: the smaller dense network of its units, cut out of the shared one."""
-    small = cut_view(backbone, view)
+    """Bring a task with units to the device: the smaller dense network of its units, cut out of the shared one.
+
+    Args:
+        engine, backbone: see the module.
+        lineage: root first, the task itself last.
+        dtype: to compute in.
+        view: the task's, where it is at hand.
+    """
+    small = cut_view(backbone, view or view_of(backbone, lineage))
     return engine.load(small.version, small.overlay, dtype, folds=folds(lineage), weights=small.weights)
 
 

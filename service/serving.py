@@ -417,9 +417,11 @@ class Serving:
 
     def _check_all(self) -> None:
         """The background prober's thread."""
+        claims_read = False
         while self._phase in ("running", "stopping"):
             self._check.clear()
             for version in self._residency.unchecked():
+                claims_read = False
                 record = self._residency.hold(version)
                 if record is None:
                     continue
@@ -432,7 +434,9 @@ class Serving:
                     log.warning("version %s cannot be checked now: %s", version, error)
                 finally:
                     self._residency.release(record)
-            self._read_claims()
+            if not claims_read:
+                self._read_claims()
+                claims_read = True
             self._check.wait(CHECK_S)
 
     def _read_claims(self) -> None:

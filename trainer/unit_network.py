@@ -7,9 +7,10 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
-from masks_store import UnitGraph, Units, gate, norm_modules
+from masks_store import UnitGraph, Units, cut, gate, norm_modules
 
 from .network import Network
 from .synced_norm import synced_batch_norm
@@ -118,3 +119,25 @@ class UnitNetwork(Network):
             self.get_buffer(f"used_{i}").copy_(used[group])
         for name, norm in self.norms.items():
             norm.free.copy_(self.new[self.graph.norms[name]])
+
+    def cut(self) -> CutNetwork:
+        """The smaller dense network of the units in use, as it stands now: to be asked, not trained."""
+        return CutNetwork(self)
+
+
+@final
+class CutNetwork(nn.Module):
+    """What a `UnitNetwork` computes in eval mode, at the cost of the units in use; shares what is not cut."""
+
+    def __init__(self, network: UnitNetwork) -> None:
+        super().__init__()
+        used, weight = network.used, network.head.weight.detach()
+        columns = network.graph.features_of(used, weight.shape[1])
+        self.body = network.body
+        self._state = cut(network.graph, {name: t.detach() for name, t in network.body.state_dict().items()}, used)
+        self._head = weight[:, columns.to(weight.device)], network.head.bias.detach().clone()
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images [N, 3, H, W] to logits [N, classes]."""
+        return F.linear(functional_call(self.body, self._state, (images,)), *self._head)

@@ -266,6 +266,20 @@ def test_the_scan_keeps_the_last_candidate_before_the_first_that_costs_more_than
     )
 
 
+@pytest.mark.parametrize("arch", ["mlp-16-12", "widecnn", "tinyresnet"])
+def test_the_cut_network_answers_as_the_gated_one(tmp_path, data, arch):
+    network, _ = network_in(unit_store(tmp_path / "s", arch), data[0])
+    network.eval()
+    torch.manual_seed(0)
+    half = {group: torch.rand(len(mask)) < 0.5 for group, mask in network.seen.items()}
+    network.use(half, {name: tensor.clone() for name, tensor in network.state_dict().items()})
+    images = torch.randn(5, 3, SIZE, SIZE)
+    with torch.no_grad():
+        assert torch.allclose(network.cut()(images), network(images), atol=1e-5)
+    weights = sum(tensor.numel() for name, tensor in network.cut()._state.items() if name.endswith("weight"))
+    assert weights < 0.75 * sum(p.numel() for p in network.body.parameters() if p.dim() > 1)
+
+
 def test_only_the_statistics_of_new_units_are_estimated_anew(founded, data):
     network, loop = network_in(founded, data[1])
     network.use(network.seen, {name: t.clone() for name, t in network.state_dict().items()})
