@@ -16,7 +16,7 @@ import torch
 
 log = logging.getLogger("taskpack.service")
 
-VERSION = 1  # native/version.c has the same; changes with the functions
+VERSION = 2  # native/version.c has the same; changes with the functions
 LEVELS = ("any processor", "AVX2", "AVX-512", "AVX-512 with bfloat16")
 MASKS = ("taskpack_mask_f32", "taskpack_mask_bf16")
 
@@ -89,6 +89,10 @@ def load(path: Path) -> Compiled:
         *[pointer] * 5, *[whole] * 4, ctypes.c_int, real, real, pointer, ctypes.c_uint, ctypes.c_int,
     ]  # fmt: skip
     library.taskpack_behind.restype = None
+    library.taskpack_max_pool.argtypes = [*[pointer] * 3, ctypes.c_int, pointer, ctypes.c_uint, ctypes.c_int]
+    library.taskpack_max_pool.restype = None
+    library.taskpack_pixels.argtypes = [*[pointer] * 3, whole, ctypes.c_int]
+    library.taskpack_pixels.restype = None
     return Compiled(library, library.taskpack_level(), _parallel())
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from .behind import Behind, Mix
 from .operators import Kernels
 from .overlay import Frame, Layers
-from .program import Call, Conv, Linear, LoneNorm, Ref
+from .program import Call, Conv, Linear, LoneNorm, MaxPool, Ref
 from .rows import Addressed
 
 
@@ -85,6 +85,8 @@ def features(
             values[step.out] = run.linear(step, values[step.source])
         elif isinstance(step, LoneNorm):
             values[step.out] = run.lone_norm(step, values[step.source])
+        elif isinstance(step, MaxPool):
+            values[step.out] = kernels.max_pool(values[step.source], step)
         else:
             values[step.out] = _call(step, values)
         for index in done:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from masks_store import Preprocess, normalise
-
 from .behind import behind, finish
+from .pixels import numbers_of
+from .pooling import max_pool
 from .program import Conv
 
 _FUSED: dict[str | None, tuple[str, list[float]]] = {
@@ -63,11 +63,6 @@ def _shape(x: Tensor, weight: Tensor, step: Conv) -> tuple[int, ...]:
     return x.shape[0], weight.shape[0], *sides
 
 
-def normalised(pixels: Tensor, preprocess: Preprocess, dtype: torch.dtype) -> Tensor:
-    """uint8 [N, H, W, 3] -> (x / 255 - mean) / std, [N, 3, H, W] of `dtype`, channels last."""
-    return normalise(pixels.permute(0, 3, 1, 2), preprocess).to(dtype)
-
-
 @dataclass(frozen=True, slots=True)
 class RowKernels:
     """Operators that do for each image of a batch what its own task has there.
@@ -92,6 +87,7 @@ class Kernels:
     Attributes:
         conv2d, linear: shared layers.
         behind: what each row's task has behind one, task by task as a `behind.Mix` says: a CPU's way.
+        max_pool: the largest of each window.
         pixels: what normalises a batch.
         rows: the same as `behind` found at an address for each image: a GPU's way; None where it has none.
     """
@@ -99,5 +95,6 @@ class Kernels:
     conv2d: Callable[..., Tensor] = conv2d
     linear: Callable[..., Tensor] = F.linear
     behind: Callable[..., Tensor] = behind
-    pixels: Callable[..., Tensor] = normalised
+    max_pool: Callable[..., Tensor] = max_pool
+    pixels: Callable[..., Tensor] = numbers_of
     rows: RowKernels | None = None

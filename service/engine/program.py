@@ -80,6 +80,17 @@ class LoneNorm:
 
 
 @dataclass(frozen=True, slots=True)
+class MaxPool:
+    """Max pooling that rounds the size of its result down; each tuple is vertical, horizontal."""
+
+    source: int
+    out: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """Anything without weights of its own: activations, pooling, additions, concatenations, reshapes."""
 
@@ -89,7 +100,7 @@ class Call:
     out: int
 
 
-Step = Conv | Linear | LoneNorm | Call
+Step = Conv | Linear | LoneNorm | MaxPool | Call
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +223,9 @@ class _Lowering:
             self.steps.append(Linear(source, out, name, f"{name}.weight", bias, self.take_norm(node)))
         elif isinstance(module, _BatchNorm):
             self.steps.append(LoneNorm(source, out, self.norm(name, module)))
+        elif isinstance(module, nn.MaxPool2d) and node.args and _is_plain(module):
+            sizes = module.kernel_size, module.stride, module.padding
+            self.steps.append(MaxPool(source, out, *map(_pair, sizes)))
         elif next(module.parameters(), None) is not None or next(module.buffers(), None) is not None:
             self.faults.append(f"{name} is a {type(module).__name__}, which holds weights that tasks cannot share")
         else:
@@ -298,6 +312,14 @@ ACTIVATIONS: Mapping[object, str] = {
     torch.Tensor.relu: "relu",
     torch.Tensor.relu_: "relu",
 }
+
+
+def _is_plain(pool: nn.MaxPool2d) -> bool:
+    return _pair(pool.dilation) == (1, 1) and not pool.ceil_mode and not pool.return_indices
+
+
+def _pair(size: int | tuple[int, ...]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def _bias(name: str, module: nn.Module) -> str | None:

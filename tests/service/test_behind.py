@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -174,14 +171,4 @@ def test_a_table_of_other_channels_is_refused(library: Compiled, channels: int) 
 @pytest.mark.slow
 def test_c_keeps_within_its_memory_for_every_shape_alias_and_number_of_threads(tmp_path: Path) -> None:
     """In memory of the exact length, watched by the compiler's sanitizers."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("there is no C compiler here")
-    source, made = Path(__file__).with_name("guarded.c"), tmp_path / "guarded"
-    watched = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    command = [compiler, "-O1", *watched, "-I", str(native.SOURCES), "-o", str(made), str(source), "-lgomp", "-lm"]
-    subprocess.run(command, check=True)
-    # what it allocates for its threads is libgomp's to the end
-    env = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
-    found = subprocess.run([str(made), "3000"], capture_output=True, text=True, env=env)
-    assert found.returncode == 0, found.stdout + found.stderr
+    native.run_guarded("guarded.c", tmp_path / "guarded", 3000)

@@ -20,7 +20,7 @@ from ..behind import finish
 from ..blocks import blocks_of
 from ..layout import DTYPES, layout_of
 from ..masking import write_in_torch
-from ..operators import normalised
+from ..pixels import normalised
 from ..program import Conv
 from ..rows import addresses_of
 from ..ways import Ways
