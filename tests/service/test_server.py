@@ -517,3 +517,28 @@ def test_the_command_serves_says_where_and_ends_with_0_at_the_second_signal(stor
     assert "max_body_bytes" in said  # the effective settings
     assert f'"port":{int(url[1])}' in said
     assert not token.exists()  # nobody will look for a port that was only taken because it was free
+
+
+def test_the_garbage_collector_has_nothing_of_the_start_to_look_through(store: Store) -> None:
+    script = """
+import gc, os, signal, sys
+from pathlib import Path
+from masks_store import Store
+from service.app import create_app
+from service.server import listen, serve
+from service.settings import Settings
+
+def ready():
+    print(gc.get_freeze_count(), len(gc.get_objects()))
+    os.kill(os.getpid(), signal.SIGTERM)
+
+opened = Store.open(Path(sys.argv[1]))
+settings = Settings(workers=1, drain_grace=0)
+serve(create_app(settings, opened, admin_token="x" * 40), settings, listen("127.0.0.1", 0), ready)
+"""
+    command = [sys.executable, "-c", script, str(store.path)]
+    root, environment = Path(taskpack.__file__).parent, {**os.environ, "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0, found.stderr
+    apart, left = map(int, found.stdout.split())
+    assert apart > 50 * left
