@@ -49,9 +49,11 @@ from .errors import VersionInUse as VersionInUse
 from .files import write_file as write_file
 from .files import write_folder as write_folder
 from .images import MAX_PIXELS as MAX_PIXELS
+from .images import centre_box as centre_box
 from .images import normalise as normalise
 from .images import open_image as open_image
 from .images import pixels as pixels
+from .images import resize_geometry as resize_geometry
 from .images import resize_short_side as resize_short_side
 from .inventory import first_method as first_method
 from .inventory import shown_version as shown_version

@@ -22,6 +22,9 @@ from .manifest import Preprocess
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 MAX_PIXELS = 50_000_000
 
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom, in pixels."""
+
 
 def open_image(
     data: bytes, *, max_pixels: int = MAX_PIXELS, formats: Sequence[str] = ("JPEG", "PNG", "WEBP")
@@ -91,30 +94,38 @@ def pixels(image: Image.Image, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
         uint8 [size, size, 3].
     """
     image = resize_short_side(image, preprocess.resize, preprocess.interpolation)
-    left = round((image.width - preprocess.size) / 2)  # half to even, as torchvision's CenterCrop
-    top = round((image.height - preprocess.size) / 2)
-    return np.asarray(image.crop((left, top, left + preprocess.size, top + preprocess.size)))
+    return np.asarray(image.crop(centre_box(image.width, image.height, preprocess.size)))
 
 
 def resize_short_side(image: Image.Image, length: int, interpolation: str = "bilinear") -> Image.Image:
-    """The picture with its short side `length` pixels long and its aspect ratio kept (antialiased).
+    """The picture with its short side `length` pixels long and its aspect ratio kept (antialiased)."""
+    middle, size = resize_geometry(image.width, image.height, length)
+    if middle != (0, 0, *image.size):
+        image = image.crop(middle)
+    return image if image.size == size else image.resize(size, _FILTERS[interpolation])
+
+
+def resize_geometry(width: int, height: int, length: int) -> tuple[Box, tuple[int, int]]:
+    """What of a picture is resized, and to which width and height, so that its short side is `length` pixels long.
 
     Only the middle of a very long picture is resized (20 times the short side), so that a strip cannot take memory
     out of proportion.
     """
-    width, height = image.size
-    short, long = min(width, height), max(width, height)
-    if long > 20 * short:
-        half = 10 * short
-        box = (width // 2 - half, 0, width // 2 + half, height) if width > height else None
-        image = image.crop(box or (0, height // 2 - half, width, height // 2 + half))
-        width, height = image.size
-        short, long = min(width, height), max(width, height)
-    if short == length:
-        return image
+    middle = (0, 0, width, height)
+    half = 10 * min(width, height)
+    if width > 2 * half:
+        middle = (width // 2 - half, 0, width // 2 + half, height)
+    elif height > 2 * half:
+        middle = (0, height // 2 - half, width, height // 2 + half)
+    short, long = min(width, height), min(max(width, height), 2 * half)
     scaled = max(length, math.floor(length * long / short))
-    size = (scaled, length) if width > height else (length, scaled)
-    return image.resize(size, _FILTERS[interpolation])
+    return middle, (scaled, length) if width > height else (length, scaled)
+
+
+def centre_box(width: int, height: int, size: int) -> Box:
+    """The square in the middle of a picture that the network takes; half to even, as torchvision's CenterCrop."""
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return left, top, left + size, top + size
 
 
 def normalise(batch: Tensor, preprocess: Preprocess) -> Tensor:
