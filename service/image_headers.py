@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 SIZED = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """JPEG markers that carry the size (SOF0 to SOF15 without DHT, JPG and DAC)."""
 
@@ -9,6 +11,9 @@ BARE = frozenset(range(0xD0, 0xDA)) | {0x01}
 """JPEG markers without a length (RST, SOI, EOI, TEM)."""
 
 SCAN = 0xDA
+
+MOST_STEPS = 10_000
+"""Segments and fill bytes of a JPEG that are looked at, on the event loop; real ones have some dozens."""
 
 
 def header_size(data: bytes, kind: str) -> tuple[int, int] | None:
@@ -42,22 +47,33 @@ def _webp(data: bytes) -> tuple[int, int] | None:
             return None
 
 
-def _jpeg(data: bytes) -> tuple[int, int] | None:
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """The segments of a JPEG up to the head of its first scan, or up to bytes that are none.
+
+    Yields:
+        Its marker, and where what it holds begins and ends, by its own length: the end may lie beyond the bytes.
+    """
     at = 2
-    while at + 9 <= len(data):
-        if data[at] != 0xFF:
-            return None
+    for _ in range(MOST_STEPS):
+        if at + 4 > len(data) or data[at] != 0xFF:
+            return
         marker = data[at + 1]
-        if marker in SIZED:
-            return _big(data, at + 7, 2), _big(data, at + 5, 2)
-        if marker == SCAN:
-            return None
         if marker == 0xFF:  # fill
             at += 1
         elif marker in BARE:
             at += 2
         else:
-            at += 2 + max(2, _big(data, at + 2, 2))
+            end = at + 2 + max(2, _big(data, at + 2, 2))
+            yield marker, at + 4, end
+            if marker == SCAN:
+                return
+            at = end
+
+
+def _jpeg(data: bytes) -> tuple[int, int] | None:
+    for marker, start, _ in jpeg_segments(data):
+        if marker in SIZED:
+            return (_big(data, start + 3, 2), _big(data, start + 1, 2)) if start + 5 <= len(data) else None
     return None
 
 

@@ -8,30 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import math
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
+from typing import TypeVar
 
 from masks_store import InvalidInput, Preprocess, open_image, pixels
 
 from .api.payloads import Encoded
+from .backlog import Backlog, cost_of
+from .device_decode import DeviceDecoder, Pixels
 from .engine import DeadlinePassed, QueueFull
 from .errors import Problem
 from .image_headers import header_size
 from .memory import cores
 
-Pixels = npt.NDArray[np.uint8]
-
-PACE_S = 2e-8
-"""Seconds that a thread takes for a pixel: a first guess; measured from then on."""
-PIXELS_PER_PICTURE = 16_384
-"""What any picture costs however small it is, in pixels."""
-SMOOTHING = 0.2
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -94,25 +87,31 @@ class Decoder:
         preprocess: the store's; all its tasks share one.
         max_pixels: most pixels of one picture.
         threads: by default one per core.
-        limit_s: longest estimated wait for a thread with which pictures are accepted.
+        limit_s: longest estimated wait with which pictures are accepted.
+        device: decodes what it takes, instead of a thread of the pool; what it gives up goes to the pool.
     """
 
     def __init__(
-        self, preprocess: Preprocess, max_pixels: int, threads: int | None = None, *, limit_s: float = math.inf
+        self,
+        preprocess: Preprocess,
+        max_pixels: int,
+        threads: int | None = None,
+        *,
+        limit_s: float = math.inf,
+        device: DeviceDecoder | None = None,
     ) -> None:
         self.threads = threads or cores()
         self._preprocess = preprocess
         self._max_pixels = max_pixels
         self._limit_s = limit_s
+        self._device = device
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
-        self._lock = threading.Lock()
-        self._pending = 0
-        self._pace_s = PACE_S
+        self._backlog = Backlog(self.threads)
 
     @property
     def pending(self) -> int:
-        """Pixels of the pictures that wait for a thread or have one, and `PIXELS_PER_PICTURE` for each."""
-        return self._pending
+        """Pixels of the pictures that wait or are being decoded, and `PIXELS_PER_PICTURE` for each."""
+        return self._backlog.pending + (self._device.backlog.pending if self._device else 0)
 
     async def decode(self, images: Sequence[Picture | Bad], deadline: float | None = None) -> list[Pixels | Bad]:
         """Every picture's pixels, uint8 [size, size, 3], or why there are none; in the order given.
@@ -127,42 +126,66 @@ class Decoder:
             QueueFull: the estimated wait is over the limit.
             DeadlinePassed: not all were decoded in time.
         """
-        wait = self._pending * self._pace_s / self.threads
-        if wait > self._limit_s:
-            raise QueueFull(wait - self._limit_s)
-        jobs = {place: self._submit(image) for place, image in enumerate(images) if isinstance(image, Picture)}
+        bad = {place: image for place, image in enumerate(images) if isinstance(image, Bad)}
+        given = {place: image for place, image in enumerate(images) if isinstance(image, Picture)}
+        plain = self._for_the_device(given)
+        self._refuse_beyond_the_limit(bool(plain), len(plain) < len(images))
+        on_device = self._submit_to_device(plain)
+        in_pool = self._submit(given, given.keys() - plain.keys())
         try:
             async with asyncio.timeout(None if deadline is None else deadline - time.monotonic()):
-                decoded = await asyncio.gather(*map(asyncio.wrap_future, jobs.values()))
+                tried = await _all(on_device)
+                in_pool |= self._submit(given, [place for place, one in tried.items() if one is None])
+                found = await _all(in_pool) | {place: one for place, one in tried.items() if one is not None} | bad
         except TimeoutError:
             raise DeadlinePassed("the deadline passed before the images were decoded") from None
         finally:
-            for job in jobs.values():
+            for job in (*on_device.values(), *in_pool.values()):
                 job.cancel()
-        found = dict(zip(jobs, decoded, strict=True))
-        return [image if isinstance(image, Bad) else found[place] for place, image in enumerate(images)]
+        return [found[place] for place in range(len(images))]
 
     def close(self) -> None:
         """Let the threads go; pictures in their queue are dropped."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._device is not None:
+            self._device.close()
 
-    def _submit(self, picture: Picture) -> Future[Pixels | Bad]:
-        cost = picture.pixels + PIXELS_PER_PICTURE
-        job = self._pool.submit(self._decode, picture, cost)
-        self._count(cost)
-        job.add_done_callback(lambda _: self._count(-cost))
-        return job
+    def _for_the_device(self, given: Mapping[int, Picture]) -> dict[int, Picture]:
+        device = self._device
+        if device is None:
+            return {}
+        return {place: one for place, one in given.items() if device.takes(one.data, one.pixels)}
 
-    def _decode(self, picture: Picture, cost: int) -> Pixels | Bad:
+    def _refuse_beyond_the_limit(self, device: bool, pool: bool) -> None:
+        """Raise QueueFull where one of the queues that are named is too long."""
+        waits = [self._backlog.wait_s] if pool else []
+        if device and self._device is not None:
+            waits.append(self._device.backlog.wait_s)
+        wait = max(waits, default=0.0)
+        if wait > self._limit_s:
+            raise QueueFull(wait - self._limit_s)
+
+    def _submit_to_device(self, plain: Mapping[int, Picture]) -> dict[int, Future[Pixels | None]]:
+        if self._device is None:
+            return {}
+        jobs = self._device.submit([(picture.data, picture.pixels) for picture in plain.values()])
+        return dict(zip(plain, jobs, strict=True))
+
+    def _submit(self, given: Mapping[int, Picture], places: Iterable[int]) -> dict[int, Future[Pixels | Bad]]:
+        jobs = {place: self._pool.submit(self._decode, given[place]) for place in places}
+        for place, job in jobs.items():
+            self._backlog.follow(job, cost_of(given[place].pixels))
+        return jobs
+
+    def _decode(self, picture: Picture) -> Pixels | Bad:
         started = time.monotonic()
         decoded = decode(picture, self._preprocess, self._max_pixels)
-        with self._lock:
-            self._pace_s += SMOOTHING * ((time.monotonic() - started) / cost - self._pace_s)
+        self._backlog.took(time.monotonic() - started, cost_of(picture.pixels))
         return decoded
 
-    def _count(self, cost: int) -> None:
-        with self._lock:
-            self._pending += cost
+
+async def _all(jobs: Mapping[int, Future[T]]) -> dict[int, T]:
+    return dict(zip(jobs, await asyncio.gather(*map(asyncio.wrap_future, jobs.values())), strict=True))
 
 
 def alone(bad: Bad) -> Problem:

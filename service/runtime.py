@@ -14,6 +14,7 @@ from starlette.requests import Request
 from masks_store import InvalidInput, NotFound, Store, TaskpackError, Version
 
 from .auth import Caller, Keyring, keyring
+from .device_decode import device_decoder
 from .edge.bodies import Bodies
 from .edge.quota import Quotas
 from .errors import Problem, retry_after
@@ -72,7 +73,7 @@ class Runtime:
         """Open the store, start the engine, begin to look for changes.
 
         Raises:
-            InvalidInput: no store is named.
+            InvalidInput: no store is named, or pictures cannot be decoded where the settings say.
             NotFound, StoreCorrupt: it cannot be opened.
         """
         if self._store is None:
@@ -81,11 +82,10 @@ class Runtime:
             self._store = await asyncio.to_thread(Store.open, self.settings.store.absolute())
         self._namer = TaskNamer(self._store)
         settings = self.settings
+        preprocess = self._store.backbone.manifest.preprocess
+        gpu = await asyncio.to_thread(device_decoder, preprocess, settings.device) if settings.gpu_decode else None
         self._decoder = Decoder(
-            self._store.backbone.manifest.preprocess,
-            settings.max_pixels,
-            settings.decode_threads,
-            limit_s=settings.queue_limit_s,
+            preprocess, settings.max_pixels, settings.decode_threads, limit_s=settings.queue_limit_s, device=gpu
         )
         serving = Serving(
             self._store,

@@ -133,6 +133,9 @@ class Settings(BaseSettings):
     decode_threads: Threads | None = Field(
         default=None, description="Threads that decode images; by default one per core."
     )
+    gpu_decode: bool = Field(
+        default=False, description="Decode plain JPEGs on the GPU, those that wait together in one call."
+    )
 
     # living and dying
     poll_s: Annotated[float, Field(ge=0.01, le=60, allow_inf_nan=False)] = Field(

@@ -17,9 +17,10 @@ from PIL import Image
 
 from masks_store import Preprocess, Store
 from service.api.payloads import Encoded
+from service.backlog import PIXELS_PER_PICTURE
 from service.engine import DeadlinePassed, QueueFull
 from service.image_headers import header_size
-from service.images import PIXELS_PER_PICTURE, Bad, Decoder, Picture, Pixels, decode, examine, sniff
+from service.images import Bad, Decoder, Picture, Pixels, decode, examine, sniff
 
 from .web import Web, picture, problem, running
 
@@ -76,6 +77,13 @@ def test_no_header_is_read_beyond_the_bytes(data: bytes, kind: str) -> None:
     magic = {"PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd8", "WEBP": b"RIFF\0\0\0\0WEBP"}[kind]
     size = header_size(magic + data, kind)
     assert size is None or all(isinstance(side, int) for side in size)
+
+
+@pytest.mark.parametrize("filler", [b"\xff", b"\xff\xe5\0\2", b"\xff\xd0"])
+def test_of_a_header_without_end_only_the_beginning_is_read(filler: bytes) -> None:
+    frame = b"\xff\xc0\0\x11\x08\0\x05\0\x07\x03"
+    assert header_size(b"\xff\xd8" + filler * 500 + frame, "JPEG") == (7, 5)
+    assert header_size(b"\xff\xd8" + filler * 20_000 + frame, "JPEG") is None
 
 
 @given(data=st.binary(max_size=400))
