@@ -97,8 +97,8 @@ def serve(app: FastAPI, settings: Settings, sock: socket.socket, ready: Callable
 def _set_apart() -> None:
     """Tell the garbage collector that what the start has made stays.
 
-    It would look through all of it now and then, some hundred thousand objects of the imported libraries, and hold every
-    thread up for hundreds of milliseconds.
+    It would look through all of it now and then, hundreds of thousands of objects of the imported libraries, and hold
+    every thread up for hundreds of milliseconds.
     """
     gc.collect()
     gc.freeze()
