@@ -90,8 +90,11 @@ def serve(app: FastAPI, settings: Settings, sock: socket.socket, ready: Callable
         ready()
 
     server = Server(app, settings)
-    with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-        runner.run(server.live(sock, begun))
+    try:
+        with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+            runner.run(server.live(sock, begun))
+    finally:
+        gc.unfreeze()  # libraries that count what is left at the end would call it leaked
 
 
 def _set_apart() -> None:

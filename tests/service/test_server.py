@@ -542,3 +542,4 @@ serve(create_app(settings, opened, admin_token="x" * 40), settings, listen("127.
     assert found.returncode == 0, found.stderr
     apart, left = map(int, found.stdout.split())
     assert apart > 50 * left
+    assert "leaked" not in found.stderr  # what libraries say where it is still apart at the end
