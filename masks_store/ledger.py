@@ -14,6 +14,9 @@ from .occupancy import Occupancy
 from .owners import Claim, decode_claim
 from .registry import Registry
 
+FEW = 8
+"""Claims that are decoded while others wait, where nobody asks for them yet."""
+
 
 class Ledger:
     """Answers from the registry's claim holders as they are at the moment of the call; for several threads.
@@ -58,17 +61,24 @@ class Ledger:
             occupancy = self._now()
             return occupancy.claim(version) if version in occupancy else None
 
-    def update(self) -> None:
-        """Decode what is not decoded yet, so that the next question need not."""
-        with self._lock:
-            self._now()
+    def update(self, stop: Callable[[], bool]) -> None:
+        """Decode what is not decoded yet, a few claims at a time, until `stop` says so: the next question need not."""
+        while not stop():
+            with self._lock:
+                if self._catch_up(FEW)[1]:
+                    return
 
     def note(self, version: str, claim: Claim) -> None:
         """Hand over the claim of a version that has just been registered, so that it is not decoded again."""
         with self._lock:
-            self._noted = (version, claim)
+            if self._occupancy is None or version not in self._occupancy:
+                self._noted = (version, claim)
 
     def _now(self) -> Occupancy:
+        return self._catch_up(None)[0]
+
+    def _catch_up(self, most: int | None) -> tuple[Occupancy, bool]:
+        """Enter the claims that are missing, at most so many; whether none is missing any more."""
         held = self._occupancy.versions if self._occupancy else ()
         with self._registry.read() as transaction:
             holders = transaction.claim_holders()
@@ -77,10 +87,10 @@ class Ledger:
             self._occupancy = Occupancy(self._backbone())
         for version in set(held) - set(holders):
             self._occupancy.remove(version)
-        for version in holders:  # ancestors before those that are built on them
-            if version not in self._occupancy:
-                self._enter(self._occupancy, version, parents)
-        return self._occupancy
+        missing = [version for version in holders if version not in self._occupancy]
+        for version in missing[:most]:  # ancestors before those that are built on them
+            self._enter(self._occupancy, version, parents)
+        return self._occupancy, most is None or len(missing) <= most
 
     def _enter(self, occupancy: Occupancy, version: str, parents: Mapping[str, str | None]) -> None:
         claim = self._claim_of(occupancy, version, parents)
@@ -90,9 +100,9 @@ class Ledger:
         occupancy.add(version, claim)
 
     def _claim_of(self, occupancy: Occupancy, version: str, parents: Mapping[str, str | None]) -> Claim:
-        noted, self._noted = self._noted, None
-        if noted is not None and noted[0] == version:
-            return noted[1]
+        if self._noted is not None and self._noted[0] == version:
+            claim, self._noted = self._noted[1], None
+            return claim
         lineage: list[str] = []
         parent = parents[version]
         while parent is not None:

@@ -251,9 +251,9 @@ class Store:
         with self.registry.read() as transaction:
             return StoredClaims(transaction.claim_holders(), self.claim)
 
-    def read_claims(self) -> None:
-        """Decode all claims that are not decoded yet, so that the next registration need not."""
-        self._ledger.update()
+    def read_claims(self, stop: Callable[[], bool] = lambda: False) -> None:
+        """Decode all claims that are not decoded yet, so that the next registration need not; until `stop` says so."""
+        self._ledger.update(stop)
 
     def note_claim(self, version: str, claim: Claim) -> None:
         """Take in the claim of a version that has just been registered, as it was decoded then."""

@@ -12,7 +12,7 @@ BARE = frozenset(range(0xD0, 0xDA)) | {0x01}
 
 SCAN = 0xDA
 
-MOST_STEPS = 10_000
+MOST_STEPS = 1_000
 """Segments and fill bytes of a JPEG that are looked at, on the event loop; real ones have some dozens."""
 
 

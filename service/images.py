@@ -135,7 +135,9 @@ class Decoder:
         try:
             async with asyncio.timeout(None if deadline is None else deadline - time.monotonic()):
                 tried = await _all(on_device)
-                in_pool |= self._submit(given, [place for place, one in tried.items() if one is None])
+                given_up = [place for place, one in tried.items() if one is None]
+                self._refuse_beyond_the_limit(False, bool(given_up))
+                in_pool |= self._submit(given, given_up)
                 found = await _all(in_pool) | {place: one for place, one in tried.items() if one is not None} | bad
         except TimeoutError:
             raise DeadlinePassed("the deadline passed before the images were decoded") from None

@@ -16,9 +16,10 @@ SAMPLINGS = frozenset((0x11, 0x21, 0x12, 0x22))
 """Luma samples for one of chroma, across and down: 4:4:4, 4:2:2, 4:4:0, 4:2:0."""
 
 MOST_SEGMENTS = 200
-MOST_ENTRIES = 200
-"""Of an EXIF directory: this runs on the event loop."""
+MOST_ENTRIES = 64
+"""Of an EXIF directory, of which there may be one: this runs on the event loop."""
 
+EXIF = b"Exif\0\0"
 ORIENTATION = 0x0112
 SHORT = 3
 
@@ -31,7 +32,7 @@ def is_plain_jpeg(data: bytes) -> bool:
     """
     if not (data.startswith(b"\xff\xd8\xff") and data.endswith(b"\xff\xd9")):
         return False
-    frames = 0
+    frames = exifs = 0
     for count, (marker, start, end) in enumerate(jpeg_segments(data)):
         if count >= MOST_SEGMENTS or end > len(data):
             return False
@@ -42,7 +43,8 @@ def is_plain_jpeg(data: bytes) -> bool:
             frames += 1
             understood = marker in (BASELINE, PROGRESSIVE) and _plain_frame(body)
         elif marker == APP1:
-            understood = _upright(body)
+            exifs += body.startswith(EXIF)
+            understood = exifs <= 1 and _upright(body)
         elif marker == APP14:
             understood = not body.startswith(b"Adobe") or body[11:12] == b"\x01"  # YCbCr
         else:
@@ -67,7 +69,7 @@ def _plain_frame(frame: bytes) -> bool:
 
 def _upright(app1: bytes) -> bool:
     """Whether EXIF data, or XMP, turns nothing."""
-    if not app1.startswith(b"Exif\0\0"):
+    if not app1.startswith(EXIF):
         return b"Orientation" not in app1
     tiff = app1[6:]
     order = {b"II*\0": "little", b"MM\0*": "big"}.get(tiff[:4])

@@ -442,7 +442,7 @@ class Serving:
     def _read_claims(self) -> None:
         """Ahead of the next registration, which would have to."""
         try:
-            self._store.read_claims()
+            self._store.read_claims(lambda: self._phase == "stopped")
         except (TaskpackError, OSError) as error:
             log.warning("the claims cannot be read now: %s", error)
 

@@ -1,6 +1,7 @@
 """Max pooling on a CPU: a small C function (`native/pooling.c`) for what lies channels last, else torch's operator.
 
-torch's finds the place of each maximum too, which nothing here asks for. Both give the same bits.
+torch's finds the place of each maximum too, which nothing here asks for. Both give the same bits, but for the payload
+of a NaN.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ from masks_store import (
     digest_of,
     eager_prober,
     free_positions,
+    ledger,
     lineage_claims,
     overlap,
     read_artifact,
@@ -779,3 +780,29 @@ def test_a_claim_that_was_just_registered_and_deleted_is_not_remembered(store: S
     taken = lineage_claims(store.backbone, store.lineage(owls))
     free = store.free_positions()
     assert all(torch.equal(free[name], mask) for name, mask in free_positions(store.backbone, taken).items())
+
+
+def test_claims_that_are_read_ahead_a_few_at_a_time_are_those_of_the_store(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    birds = put(store, "birds", "packnet")
+    owls = put(store, "owls", "packnet", on=birds)
+    finches = put(store, "finches", "packnet", on=owls)
+    monkeypatch.setattr(ledger, "FEW", 2)
+    with Store.open(store.path) as again:
+        again.read_claims()
+        taken = lineage_claims(store.backbone, store.lineage(finches))
+        free = again.free_positions()
+        assert all(torch.equal(free[name], mask) for name, mask in free_positions(store.backbone, taken).items())
+
+
+def test_reading_claims_ahead_stops_when_it_is_told_to(store: Store):
+    put(store, "birds", "packnet")
+    asked: list[int] = []
+
+    def stop() -> bool:
+        asked.append(len(asked))
+        return True
+
+    store.read_claims(stop)
+    assert asked == [0]

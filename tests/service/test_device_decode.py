@@ -49,6 +49,13 @@ def turned(orientation: int, *, big_endian: bool = False) -> bytes:
     return smooth((60, 50), exif=exif)
 
 
+def twice(data: bytes) -> bytes:
+    """The same with its EXIF data twice."""
+    at = data.index(b"\xff\xe1")
+    end = at + 2 + int.from_bytes(data[at + 2 : at + 4])
+    return data[:end] + data[at:end] + data[end:]
+
+
 def known(data: bytes) -> Picture:
     found = examine(Encoded(data), LIMIT)
     assert isinstance(found, Picture)
@@ -140,6 +147,7 @@ NOT_PLAIN = {
     "RGB without YCbCr": smooth((60, 50), keep_rgb=True),
     "turned by XMP": smooth((60, 50), xmp=WITH_XMP),
     **{f"turned {n}": turned(n, big_endian=n % 2 == 0) for n in range(2, 9)},
+    "EXIF data twice": twice(turned(1)),
     "EXIF data that is none": smooth((60, 50), exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"),
     "cut off": WHOLE[: len(WHOLE) // 2],
     "cut off before the end": WHOLE[:-2],
@@ -265,6 +273,23 @@ async def test_a_long_queue_for_the_device_refuses_its_pictures_and_no_others() 
     assert len(await made.decode([known(NOT_PLAIN["PNG"])])) == 1
     device.go.set()
     assert len(await accepted) == 5
+    made.close()
+
+
+@pytest.mark.anyio
+async def test_what_the_device_gives_up_is_refused_where_the_threads_have_too_much_to_do() -> None:
+    def broken(encoded: list[Tensor], device: torch.device) -> list[Tensor]:
+        raise RuntimeError("the device is lost")
+
+    made, go = decoder(broken, limit_s=1e-6), threading.Event()
+    made._pool.submit(go.wait, 30)  # its one thread  # pyright: ignore[reportPrivateUsage]
+    accepted = asyncio.create_task(made.decode([known(NOT_PLAIN["PNG"])]))
+    while not made.pending:
+        await asyncio.sleep(0)
+    with pytest.raises(QueueFull):
+        await made.decode([known(WHOLE)])
+    go.set()
+    assert len(await accepted) == 1
     made.close()
 
 
