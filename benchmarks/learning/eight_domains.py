@@ -2,8 +2,8 @@
 
     TASKPACK_DATA=DIR python -m benchmarks.learning.eight_domains --work WORK [--variants clr …] [--choose] [--joint]
 
-time        about two hours a variant of one thread; variants may run in processes of their own over the same WORK, and
-            a last call with all of them puts together what is there
+time        about an hour a variant of one thread with `--precision bf16-mixed`; variants may run in processes of their
+            own over the same WORK, and a last call with all of them puts together what is there
 hardware    two cores of an Intel Xeon with AVX-512, no GPU
 expected    packnet within 2.0 points of finetune on average, with pick or auto within 1.0; piggyback within 1.5; clr
             within 2.0 and ahead of linear with an interval above 0

@@ -282,7 +282,8 @@ async def test_what_the_device_gives_up_is_refused_where_the_threads_have_too_mu
         raise RuntimeError("the device is lost")
 
     made, go = decoder(broken, limit_s=1e-6), threading.Event()
-    made._pool.submit(go.wait, 30)  # its one thread  # pyright: ignore[reportPrivateUsage]
+    # its one thread:
+    made._pool.submit(go.wait, 30)  # pyright: ignore[reportPrivateUsage]
     accepted = asyncio.create_task(made.decode([known(NOT_PLAIN["PNG"])]))
     while not made.pending:
         await asyncio.sleep(0)
