@@ -1,6 +1,6 @@
 """A training step with the convolutions of small maps as matrix products, beside the same step without, in one run.
 
-    python benchmarks/small_maps.py [--arch resnet18 vgg16_bn] [--size 32 64 96 224] [--batch 32] [--rounds 5]
+    python -m benchmarks.small_maps [--arch resnet18 vgg16_bn] [--size 32 64 96 224] [--batch 32] [--rounds 5]
 
 One thread, CPU time of this process, the two taking turns within each round; median of each one's milliseconds and of
 the ratio. Forward, backward and SGD of a network that trains whole, in fp32 and in bf16 with autocast.
@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from importlib import metadata
@@ -22,6 +21,7 @@ import torch
 import torchvision
 from torch.nn import functional as F
 
+from benchmarks.train_step import in_turns
 from trainer.small_maps import SmallMaps
 
 CLASSES = 10
@@ -48,13 +48,7 @@ def step_of(arch: str, size: int, batch: int, *, bf16: bool, products: bool) -> 
 def measure(arch: str, size: int, batch: int, rounds: int, *, bf16: bool) -> dict[str, float | str]:
     """CPU milliseconds a step, and how many times the speed the products are."""
     steps = {name: step_of(arch, size, batch, bf16=bf16, products=name == "products") for name in ("plain", "products")}
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(rounds + 1):
-        for name in sorted(steps, reverse=bool(turn % 2)):
-            started = time.process_time()
-            steps[name]()
-            if turn:  # the first pays for allocations
-                times[name].append((time.process_time() - started) * 1e3)
+    times = in_turns(steps, rounds)
     ratios = [a / b for a, b in zip(times["plain"], times["products"], strict=True)]
     found = {f"{name}_ms": round(statistics.median(values), 1) for name, values in times.items()}
     kind = "bf16" if bf16 else "fp32"

@@ -16,7 +16,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 
 import torch
@@ -57,6 +57,18 @@ def step_of(ground: Ground, trainable: Callable[[list[str]], Trainable], size: i
     return step
 
 
+def in_turns(steps: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """CPU milliseconds of each step in each round; they take turns, and who begins changes."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(rounds + 1):
+        for name in sorted(steps, reverse=bool(turn % 2)):
+            started = time.process_time()
+            steps[name]()
+            if turn:  # the first pays for allocations
+                times[name].append((time.process_time() - started) * 1e3)
+    return times
+
+
 def measure(arch: str, size: int, batch: int, rounds: int) -> dict[str, float]:
     """CPU milliseconds a step, and the ratio of the two."""
     backbone = read_backbone(create(arch, image_size=size, keep=0.5).data)
@@ -67,13 +79,7 @@ def measure(arch: str, size: int, batch: int, rounds: int) -> dict[str, float]:
         return {name: free.get(name) for name in names}
 
     steps = {"packnet": step_of(ground, masked, size, batch), "finetune": step_of(ground, dict.fromkeys, size, batch)}
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(rounds + 1):
-        for name in sorted(steps, reverse=bool(turn % 2)):
-            started = time.process_time()
-            steps[name]()
-            if turn:  # the first pays for allocations
-                times[name].append((time.process_time() - started) * 1e3)
+    times = in_turns(steps, rounds)
     ratios = [a / b for a, b in zip(times["packnet"], times["finetune"], strict=True)]
     found = {f"{name}_ms": round(statistics.median(values), 1) for name, values in times.items()}
     return {"size": size, **found, "ratio": round(statistics.median(ratios), 4)}

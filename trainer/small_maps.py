@@ -4,7 +4,7 @@ Where a layer has more weights than its maps have positions (the late layers of 
 oneDNN spends most of a training step on bringing weights and their gradients into its own order and back. There the
 same sums are one product of the maps' patches [N·L, k·k·C] and the weights [k·k·C, O], as they lie in channels_last
 ("im2col": Chellapilla, Puri and Simard, "High Performance Convolutional Neural Networks for Document Processing", 2006,
-section 2.2). `benchmarks/small_maps.py` measures both.
+section 2.2). `benchmarks.small_maps` measures both.
 """
 
 from __future__ import annotations

@@ -9,18 +9,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "guarded.h"
+
 void GOMP_parallel(void (*)(void *), void *, unsigned, unsigned);
 
 static float drawn(void) { return (float)(rand() % 2001 - 1000) / 256.0f; } /* exact in float32, not in bfloat16 */
-
-static float get(const void *from, int64_t at, int half) {
-    float value;
-    uint32_t word;
-    if (!half) return ((const float *)from)[at];
-    word = (uint32_t)((const uint16_t *)from)[at] << 16;
-    memcpy(&value, &word, sizeof value);
-    return value;
-}
 
 static void *filled(int64_t count, int half) {
     void *made = malloc((size_t)count * (half ? 2 : 4));

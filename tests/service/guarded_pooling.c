@@ -9,17 +9,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "guarded.h"
+
 int taskpack_level(void);
 void GOMP_parallel(void (*)(void *), void *, unsigned, unsigned);
-
-static float get(const void *from, int64_t at, int half) {
-    float value;
-    uint32_t word;
-    if (!half) return ((const float *)from)[at];
-    word = (uint32_t)((const uint16_t *)from)[at] << 16;
-    memcpy(&value, &word, sizeof value);
-    return value;
-}
 
 static int pool(void) {
     const int64_t sizes[] = {1, 3, 15, 16, 31, 63, 64, 65, 129};
