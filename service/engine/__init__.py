@@ -14,7 +14,7 @@ from .errors import VersionFailed as VersionFailed
 from .figures import Distribution as Distribution
 from .figures import Figure as Figure
 from .layout import DTYPES as DTYPES
-from .layout import computing_in as computing_in
 from .operators import Kernels as Kernels
 from .overlay import DeviceOverlay as DeviceOverlay
+from .places import computing_in as computing_in
 from .slots import Slots as Slots

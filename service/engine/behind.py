@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -122,9 +123,12 @@ class Mix:
         bias = self.parts[0][2].bias
         return bias if all(own.bias is bias for _, _, own in self.parts) else None
 
-    def tables(self, channels: int) -> list[Tensor]:
-        """Of each part."""
-        return [_nothing(channels) if own.table is None else own.table for _, _, own in self.parts]
+    def addresses(self, channels: int) -> npt.NDArray[np.uintp]:
+        """For each row that of its table, as the C function takes it: plus 1 where it is a depthwise's."""
+        tables = [_nothing(channels) if own.table is None else own.table for _, _, own in self.parts]
+        assert all(table.shape[1] == channels + -channels % LANES for table in tables)
+        found = np.array([table.data_ptr() + (len(table) > 2) for table in tables], np.uintp)
+        return found.repeat([stop - start for start, stop, _ in self.parts])
 
 
 @cache
@@ -175,10 +179,7 @@ def behind_compiled(
     out = held if fresh or held is not y else torch.empty_like(held)
     if threads is None:
         threads = torch.get_num_threads() if y.numel() > GRAIN else 1
-    tables = mix.tables(channels)
-    assert all(table.shape[1] == channels + -channels % LANES for table in tables)
-    addresses = np.array([table.data_ptr() + (len(table) > 2) for table in tables], np.uintp)
-    addresses = addresses.repeat([stop - start for start, stop, _ in mix.parts])
+    addresses = mix.addresses(channels)
     assert len(addresses) == n, "the parts are all rows, no more and no fewer"
     scratch = torch.empty(threads * SCRATCH * (width + 2))
     library.library.taskpack_behind(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .layout import ALIGN, Layout
+from .places import Place
 
 BLOCK = 4096
 """Positions that one program of the launch writes, at most; a multiple of `layout.ALIGN`."""
@@ -22,7 +23,8 @@ def blocks_of(layout: Layout) -> Tensor | None:
         of output channel `first`, of all layers' channels one after the other; the layer's last channel is `last`. A
         channel has n numbers: i // n is i * `reciprocal` >> 32.
     """
-    if not layout.in_one_piece or layout.total >= 1 << 31:
+    plain = all(type(place) is Place for place in layout.places.values())  # a channel is one piece
+    if not plain or layout.total >= 1 << 31:
         return None
     rows: list[tuple[int, ...]] = []
     channel = 0

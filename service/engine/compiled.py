@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -16,9 +17,32 @@ import torch
 
 log = logging.getLogger("taskpack.service")
 
-VERSION = 2  # native/version.c has the same; changes with the functions
+VERSION = 3  # native/version.c has the same; changes with the functions
 LEVELS = ("any processor", "AVX2", "AVX-512", "AVX-512 with bfloat16")
 MASKS = ("taskpack_mask_f32", "taskpack_mask_bf16")
+_POINTER, _WHOLE, _REAL, _INT, _UNSIGNED = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int, ctypes.c_uint
+SIGNATURES: Mapping[str, tuple[type | None, list[type]]] = {
+    **dict.fromkeys(MASKS, (None, [*[_POINTER] * 4, *[_WHOLE] * 3])),
+    "taskpack_behind": (
+        None,
+        [*[_POINTER] * 5, *[_WHOLE] * 4, _INT, _REAL, _REAL, _POINTER, _UNSIGNED, _INT],
+    ),
+    "taskpack_max_pool": (None, [*[_POINTER] * 3, _INT, _POINTER, _UNSIGNED, _INT]),
+    "taskpack_pixels": (None, [*[_POINTER] * 3, _WHOLE, _INT]),
+    "taskpack_onednn": (ctypes.c_char_p, [_POINTER]),
+    "taskpack_order": (_POINTER, [_POINTER]),
+    "taskpack_order_free": (None, [_POINTER]),
+    "taskpack_order_bytes": (_WHOLE, [_POINTER]),
+    "taskpack_orders_equal": (_INT, [_POINTER] * 2),
+    "taskpack_reorder": (_INT, [_POINTER] * 5),
+    "taskpack_convolution": (_POINTER, [_POINTER] * 2),
+    "taskpack_convolution_free": (None, [_POINTER]),
+    "taskpack_convolution_scratch": (_WHOLE, [_POINTER]),
+    "taskpack_convolution_moves": (_INT, [_POINTER]),
+    "taskpack_convolve": (_INT, [_POINTER] * 6),
+    "taskpack_chain": (_WHOLE, [_POINTER, _WHOLE, *[_POINTER] * 5, _INT, _POINTER, _INT]),
+}
+"""Function -> (type of its result, types of its arguments)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +105,9 @@ def load(path: Path) -> Compiled:
     found = library.taskpack_version()
     if found != VERSION:
         raise ValueError(f"version {found}, expected {VERSION}")
-    pointer, whole, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-    for name in MASKS:
-        getattr(library, name).argtypes = [pointer] * 4 + [whole] * 3
-        getattr(library, name).restype = None
-    library.taskpack_behind.argtypes = [
-        *[pointer] * 5, *[whole] * 4, ctypes.c_int, real, real, pointer, ctypes.c_uint, ctypes.c_int,
-    ]  # fmt: skip
-    library.taskpack_behind.restype = None
-    library.taskpack_max_pool.argtypes = [*[pointer] * 3, ctypes.c_int, pointer, ctypes.c_uint, ctypes.c_int]
-    library.taskpack_max_pool.restype = None
-    library.taskpack_pixels.argtypes = [*[pointer] * 3, whole, ctypes.c_int]
-    library.taskpack_pixels.restype = None
+    for name, (result, arguments) in SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
     return Compiled(library, library.taskpack_level(), _parallel())
 
 

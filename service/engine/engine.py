@@ -19,10 +19,11 @@ from torch.nn import functional as F
 
 from masks_store import Backbone, Claim, InvalidInput, Overlay, adapter_sites, plain_arithmetic
 
+from . import onednn
 from .compiled import compiled, describe
 from .forward import Body, Segment, features
 from .layout import DTYPES, Weights, own_key, own_weights
-from .operators import Kernels
+from .operators import Kernels, Weight
 from .overlay import DeviceOverlay, frame_of
 from .program import Conv, trace
 from .rows import Addressed, Row, RowForm, addresses_of
@@ -119,16 +120,17 @@ class Engine:
     def build(self) -> str:
         """Names all that the numbers depend on besides the device and the dtype."""
         fast = [name for name in ("masking", "kernels", "capture") if getattr(self.ways, name) is not None]
-        kinds = f"{'' if self._onednn else ' plain'}{' native' if self._compiled else ''}"
+        direct = " direct" if self._onednn and self.device.type == "cpu" and onednn.found()[0] is not None else ""
+        kinds = f"{'' if self._onednn else ' plain'}{direct}{' native' if self._compiled else ''}"
         return " ".join([f"{BUILD}{kinds}", *fast, f"torch-{torch.__version__}"])
 
     @property
     def computes(self) -> str:
-        """Who writes views and computes adapters, and why, for people."""
+        """Who writes views and computes adapters and convolutions, and why, for people."""
         if self.device.type != "cpu":
             found = [name for name in ("masking", "kernels") if getattr(self.ways, name) is not None]
             return f"Triton's {' and '.join(found)}, on a GPU" if found else "torch's operators, on a GPU"
-        return describe()
+        return f"{describe()}; {onednn.describe()}" if self._onednn else describe()
 
     @property
     def device_name(self) -> str:
@@ -266,7 +268,7 @@ class Engine:
 
     def _features(
         self,
-        weights: Mapping[str, Tensor],
+        weights: Mapping[str, Weight],
         dtype: str,
         pixels: Tensor,
         segments: Sequence[Segment],
@@ -341,7 +343,7 @@ class Engine:
         key = own_key(folded, dtype)
         found = self._own_weights.get(key)  # of a loaded task that has the very same
         if found is None:
-            made = own_weights(key, folded, self._convs, self._sizes, self.shared.layout(dtype))
+            made = own_weights(key, folded, self.shared.layout(dtype))
             found = self._own_weights.setdefault(key, made)
         return found
 

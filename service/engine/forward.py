@@ -8,14 +8,15 @@ weights already, a convolution, its bias, an addition and an activation are one 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .behind import Behind, Mix
-from .operators import Kernels
+from .chain import Chains, Ending
+from .operators import Kernels, Weight
 from .overlay import Frame, Layers
 from .program import Call, Conv, Linear, LoneNorm, MaxPool, Ref
 from .rows import Addressed
@@ -38,16 +39,18 @@ class Body:
         frame: the traced network, its norms and biases.
         layers: what the backbone itself has behind its layers, where a segment brings nothing.
         constants: values that the program starts with.
+        chains: its first steps, as one call does them.
     """
 
     frame: Frame
     layers: Layers
     constants: Mapping[int, Tensor]
+    chains: Chains = field(default_factory=Chains)
 
 
 def features(
     body: Body,
-    weights: Mapping[str, Tensor],
+    weights: Mapping[str, Weight],
     segments: Sequence[Segment],
     images: Tensor,
     kernels: Kernels,
@@ -78,7 +81,12 @@ def features(
         run: _Run = _Addressed(body, weights, addressed, kernels)
     else:
         run = (_Folded if folded else _Run)(body, weights, segments, kernels)
-    for step, done in zip(program.steps, program.last_reads, strict=True):
+    first, led = 0, dict[int, Tensor]()
+    if kernels.ours and images.device.type == "cpu":
+        first, led = body.chains.lead(program, weights, run.ending, images)
+    for index, value in led.items():
+        values[index] = value
+    for step, done in zip(program.steps[first:], program.last_reads[first:], strict=True):
         if isinstance(step, Conv):
             values[step.out] = run.conv(step, values[step.source], None if step.add is None else values[step.add])
         elif isinstance(step, Linear):
@@ -91,14 +99,16 @@ def features(
             values[step.out] = _call(step, values)
         for index in done:
             values[index] = None
-    return values[program.result]
+    result: Tensor = values[program.result]
+    memories = {value.untyped_storage().data_ptr() for value in led.values()}
+    return result.clone() if result.untyped_storage().data_ptr() in memories else result  # the next forward's too
 
 
 class _Run:
     """One forward's fixed arguments, and what its rows have behind each layer, which is worked out once."""
 
     def __init__(
-        self, body: Body, weights: Mapping[str, Tensor], segments: Sequence[Segment], kernels: Kernels
+        self, body: Body, weights: Mapping[str, Weight], segments: Sequence[Segment], kernels: Kernels
     ) -> None:
         self.weights = weights
         self.kernels = kernels
@@ -118,6 +128,13 @@ class _Run:
         y = self.kernels.conv2d(x, weight, None if mix.compiled else mix.bias, step, None, None)
         return self.kernels.behind(y, mix, add, step.act)
 
+    def ending(self, step: Conv) -> Ending | None:
+        """What stands behind a convolution, for a chain."""
+        mix = self.mixes[step.module]
+        if mix.one is not None and mix.one.alone:
+            return Ending(bias=mix.one.bias)
+        return Ending(mix=mix) if mix.compiled else None
+
     def linear(self, step: Linear, x: Tensor) -> Tensor:
         weight, mix = self.weights[step.weight], self.mixes[step.module]
         if mix.one is not None and mix.one.alone:
@@ -132,7 +149,7 @@ class _Folded(_Run):
     """A forward whose weights have the norms behind them in them."""
 
     def __init__(
-        self, body: Body, weights: Mapping[str, Tensor], segments: Sequence[Segment], kernels: Kernels
+        self, body: Body, weights: Mapping[str, Weight], segments: Sequence[Segment], kernels: Kernels
     ) -> None:
         super().__init__(body, weights, segments, kernels)
         self.biases = segments[0].layers.biases
@@ -144,6 +161,9 @@ class _Folded(_Run):
     def conv(self, step: Conv, x: Tensor, add: Tensor | None) -> Tensor:
         return self.kernels.conv2d(x, self.weights[step.weight], self.biases[step.weight], step, add, step.act)
 
+    def ending(self, step: Conv) -> Ending:
+        return Ending(bias=self.biases[step.weight])
+
     def linear(self, step: Linear, x: Tensor) -> Tensor:
         return self.kernels.linear(x, self.weights[step.weight], self.biases[step.weight])
 
@@ -151,7 +171,7 @@ class _Folded(_Run):
 class _Addressed(_Run):
     """A forward in which each row's own numbers are found at its address."""
 
-    def __init__(self, body: Body, weights: Mapping[str, Tensor], addressed: Addressed, kernels: Kernels) -> None:
+    def __init__(self, body: Body, weights: Mapping[str, Weight], addressed: Addressed, kernels: Kernels) -> None:
         super().__init__(body, weights, [Segment(0, len(addressed.addresses), _NOTHING)], kernels)
         assert kernels.rows is not None
         self.by_row = kernels.rows
@@ -167,6 +187,9 @@ class _Addressed(_Run):
             return self.by_row.scale(y, self.addresses, column, add, step.act)
         y = self.kernels.conv2d(x, weight, self.mixes[step.module].bias, step, None, None)
         return self.by_row.taps(y, self.addresses, column, add, step.act)
+
+    def ending(self, step: Conv) -> Ending | None:
+        return None
 
     def lone_norm(self, step: LoneNorm, x: Tensor) -> Tensor:
         y = x.clone(memory_format=torch.preserve_format)  # others may read x

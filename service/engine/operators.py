@@ -1,8 +1,8 @@
 """The operators that a forward calls: torch's, oneDNN's fused convolution where a weight lies as oneDNN wants it, and
 what each row's own task has behind a layer (`behind.py`).
 
-`torch.ops.mkldnn` is private to torch: `layout.py` tries every layer at the start and falls back to plain weights,
-which `torch.nn.functional` takes.
+oneDNN is called by its own interface (`onednn.py`), or where that is not found by torch's private `torch.ops.mkldnn`.
+`places.py` tries every layer at the start and falls back to plain weights, which `torch.nn.functional` takes.
 """
 
 from __future__ import annotations
@@ -15,9 +15,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .behind import behind, finish
+from .onednn import Laid, convolve
 from .pixels import numbers_of
 from .pooling import max_pool
 from .program import Conv
+
+Weight = Tensor | Laid
+"""Of a convolution or a linear layer, plain, or of a convolution as oneDNN wants it."""
 
 _FUSED: dict[str | None, tuple[str, list[float]]] = {
     None: ("none", []),
@@ -27,7 +31,7 @@ _FUSED: dict[str | None, tuple[str, list[float]]] = {
 """Activation -> oneDNN's name for it, and its bounds."""
 
 
-def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, step: Conv, add: Tensor | None, act: str | None) -> Tensor:
+def conv2d(x: Tensor, weight: Weight, bias: Tensor | None, step: Conv, add: Tensor | None, act: str | None) -> Tensor:
     """act(conv(x) + bias + add).
 
     Args:
@@ -38,13 +42,17 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, step: Conv, add: Tens
         add: of any shape that goes with the convolution's result.
         act: `relu`, `relu6` or None.
     """
+    if isinstance(weight, Laid):
+        if add is None or (add.dtype == x.dtype and add.shape == weight.order.result(x.shape)):
+            return convolve(x, weight, bias, add, act, reuse=step.reuse)
+        return finish(convolve(x, weight, bias, None, None), add, act)
     if weight.is_mkldnn:
         return _onednn(x, weight, bias, step, add, act)
     return finish(F.conv2d(x, weight, bias, step.stride, step.padding, step.dilation, step.groups), add, act)
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, step: Conv, add: Tensor | None, act: str | None) -> Tensor:
-    assert not isinstance(step.padding, str), "layout.py lays such a convolution's weight plainly"
+    assert not isinstance(step.padding, str), "places.py lays such a convolution's weight plainly"
     geometry = (list(step.padding), list(step.stride), list(step.dilation), step.groups)
     if add is None or act not in (None, "relu") or add.shape != _shape(x, weight, step):
         name, bounds = _FUSED[act if add is None else None]
@@ -98,3 +106,8 @@ class Kernels:
     max_pool: Callable[..., Tensor] = max_pool
     pixels: Callable[..., Tensor] = numbers_of
     rows: RowKernels | None = None
+
+    @property
+    def ours(self) -> bool:
+        """Whether all that a chain does is done by our own operators, so that a chain may do it."""
+        return self.conv2d is conv2d and self.behind is behind and self.max_pool is max_pool

@@ -40,10 +40,9 @@ def max_pool_compiled(library: Compiled, x: Tensor, step: MaxPool, *, threads: i
         ValueError: a padding of more than half of the kernel, or maps smaller than it.
     """
     n, channels, *sides = x.shape
-    geometry = list(zip(sides, step.kernel, step.stride, step.padding, strict=True))
-    if any(2 * pad > kernel or size + 2 * pad < kernel for size, kernel, _, pad in geometry):
+    out_sides = pooled_sides((sides[0], sides[1]), step)
+    if out_sides is None:
         raise ValueError(f"windows {step.kernel} padded by {step.padding} do not fit maps {sides}")
-    out_sides = [(size + 2 * pad - kernel) // stride + 1 for size, kernel, stride, pad in geometry]
     out = torch.empty((n, channels, *out_sides), dtype=x.dtype, memory_format=torch.channels_last)
     numbers = (n, *sides, channels, *out_sides, *step.kernel, *step.stride, *step.padding)
     if threads is None:
@@ -58,3 +57,12 @@ def max_pool_compiled(library: Compiled, x: Tensor, step: MaxPool, *, threads: i
         library.level,
     )
     return out
+
+
+def pooled_sides(sides: tuple[int, int], step: MaxPool) -> tuple[int, int] | None:
+    """(H', W') of what is pooled from (H, W); None for a padding of more than half of the kernel, or maps too small."""
+    geometry = list(zip(sides, step.kernel, step.stride, step.padding, strict=True))
+    if any(2 * pad > kernel or size + 2 * pad < kernel for size, kernel, _, pad in geometry):
+        return None
+    y, x = ((size + 2 * pad - kernel) // stride + 1 for size, kernel, stride, pad in geometry)
+    return y, x

@@ -326,7 +326,8 @@ def _bias(name: str, module: nn.Module) -> str | None:
     return f"{name}.bias" if "bias" in dict(module.named_parameters(recurse=False)) else None
 
 
-def _reads(step: Step) -> set[int]:
+def reads(step: Step) -> set[int]:
+    """The values that a step reads."""
     if isinstance(step, Conv):
         return {step.source} if step.add is None else {step.source, step.add}
     if not isinstance(step, Call):
@@ -347,7 +348,7 @@ def _last_reads(steps: list[Step], result: int, constants: Mapping[int, str]) ->
     seen = {result, *constants}
     ends: list[tuple[int, ...]] = []
     for step in reversed(steps):
-        new = _reads(step) - seen
+        new = reads(step) - seen
         seen |= new
         ends.append(tuple(sorted(new)))
     return tuple(reversed(ends))
@@ -360,7 +361,7 @@ def _reusing(steps: list[Step], last_reads: Sequence[Sequence[int]]) -> list[Ste
     gives may be a view of something else.
     """
     made = {step.out for step in steps if isinstance(step, Conv)}
-    read_by_others = {value for step in steps if not isinstance(step, Conv) for value in _reads(step)}
+    read_by_others = {value for step in steps if not isinstance(step, Conv) for value in reads(step)}
     found: list[Step] = []
     for step, done in zip(steps, last_reads, strict=True):
         own = isinstance(step, Conv) and step.add in done and step.add in made - read_by_others

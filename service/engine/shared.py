@@ -1,7 +1,7 @@
 """The weights that all tasks share, on one device: `base`, the `pool` of all claims, and who owns each position.
 
 `base` holds the backbone's own weights and never changes: what order-free tasks compute with. `pool` holds every
-claim's values and is only ever the source of masked copies. Both lie as `layout.py` says, once for
+claim's values and is only ever the source of masked copies. Both lie as `places.py` says, once for
 each dtype that is asked for; the float32 pool is the one that the others are made from.
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ def build(made: Path, *flags: str) -> Path:
     return made
 
 
-def run_guarded(source: str, made: Path, calls: int, *beside: str) -> None:
+def run_guarded(source: str, made: Path, calls: int, *beside: str, flags: Sequence[str] = ()) -> None:
     """Build one of the programs beside this file with sanitizers, run so many calls, and fail where one is wrong.
 
     Args:
@@ -31,13 +32,14 @@ def run_guarded(source: str, made: Path, calls: int, *beside: str) -> None:
         made: the program to build.
         calls: how many it makes.
         beside: other sources of the C functions that it calls.
+        flags: for the compiler.
     """
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("there is no C compiler here")
     sources = [str(Path(__file__).with_name(source)), *(str(SOURCES / name) for name in beside)]
     watched = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    command = [compiler, "-O1", *watched, "-I", str(SOURCES), "-o", str(made), *sources, "-lgomp", "-lm"]
+    command = [compiler, "-O1", *watched, *flags, "-I", str(SOURCES), "-o", str(made), *sources, "-lgomp", "-lm"]
     subprocess.run(command, check=True)
     # what it allocates for its threads is libgomp's to the end
     env = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pytest
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
-from service.engine.behind import behind_compiled
+from service.engine.behind import behind, behind_compiled
 from service.engine.compiled import Compiled
 from service.engine.forward import Body, Segment, features
-from service.engine.layout import onednn_place, plain_place
 from service.engine.operators import Kernels
 from service.engine.overlay import Frame, NormTensors
+from service.engine.places import onednn_place, plain_place
 from service.engine.program import Conv, Linear, trace
 
 CHANNELS, SIDE = 8, 6
@@ -32,6 +32,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "depthwise": lambda: nn.Conv2d(CHANNELS, CHANNELS, 3, padding="same", groups=CHANNELS),
     "grouped": lambda: nn.Conv2d(CHANNELS, CHANNELS, 3, padding=2, dilation=2, groups=2),
     "norm": lambda: nn.BatchNorm2d(CHANNELS),
+    "max pool": lambda: nn.MaxPool2d(3, 1, 1),
     "relu in place": lambda: nn.ReLU(inplace=True),
     "relu6": lambda: nn.ReLU6(),
 }
@@ -89,12 +90,13 @@ def networks(draw: st.DrawFn) -> Network:
 
 @dataclass(frozen=True)
 class Served:
-    """A network as the engine runs it."""
+    """A network as the engine runs it; `chained`: its first steps in one call, where they can be."""
 
     network: nn.Module
     folded: bool
     onednn: bool
     library: Compiled | None
+    chained: bool
 
     def __call__(self, images: Tensor) -> Tensor:
         program = trace(self.network)
@@ -108,8 +110,9 @@ class Served:
         biases = {step.bias: tensors[step.bias] for step in layers if step.bias is not None}
         frame = Frame(program, norms, biases, {step.weight: len(tensors[step.weight]) for step in layers})
         tables, kernels = self.library is not None, Kernels()
-        if self.library is not None:
-            kernels = Kernels(behind=partial(behind_compiled, self.library))
+        if not self.chained:
+            kernels = Kernels(behind=behind if self.library is None else partial(behind_compiled, self.library))
+            kernels = replace(kernels, max_pool=lambda x, step: F.max_pool2d(x, step.kernel, step.stride, step.padding))
         plain, own = (frame.layers(None, "fp32", folds=folds, compiled=tables) for folds in (False, self.folded))
         weights = {step.weight: self.laid(step, tensors[step.weight], own.scales.get(step.weight)) for step in layers}
         segments = [Segment(0, len(images), own)]
@@ -131,6 +134,7 @@ def wired(*wirings: Wiring, watched: int = 0) -> Network:
     return Network(list(wirings), [watched], 0).eval()
 
 
+@pytest.mark.parametrize("chained", [True, False])
 @pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("onednn", [True, False])
 @pytest.mark.parametrize("folded", [True, False])
@@ -142,7 +146,7 @@ def wired(*wirings: Wiring, watched: int = 0) -> Network:
 @settings(max_examples=50, deadline=None)
 @given(network=networks(), rows=st.integers(1, 3))
 def test_any_wiring_gives_what_the_network_gives(
-    library: Compiled, folded: bool, onednn: bool, native: bool, network: Network, rows: int
+    library: Compiled, folded: bool, onednn: bool, native: bool, chained: bool, network: Network, rows: int
 ) -> None:
     images = torch.rand((rows, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(rows))
     images = images.contiguous(memory_format=torch.channels_last)
@@ -152,5 +156,5 @@ def test_any_wiring_gives_what_the_network_gives(
         except RuntimeError:  # shapes that do not go together
             assume(False)
             raise
-        got = Served(network, folded, onednn, library if native else None)(images)
+        got = Served(network, folded, onednn, library if native else None, chained)(images)
     assert float((got - expected).abs().max()) <= 1e-4 * float(expected.abs().max()), network.wirings
