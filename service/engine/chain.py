@@ -1,9 +1,9 @@
 """The first steps of a forward in one call of C: convolutions, what tasks have behind them, max pooling.
 
-`native/chain.c` does them. A step by itself costs tens of microseconds besides its arithmetic: the interpreter, torch's dispatcher, memory. A
-chain is worked out once for a network, a size of batch and what stands behind each layer: which plan of oneDNN computes
-each convolution, and where in one piece of memory every value lies. What differs from call to call are addresses: of
-the pixels, the weights, and of each task's biases or tables.
+`native/chain.c` does them. A step by itself costs tens of microseconds besides its arithmetic: the interpreter, torch's
+dispatcher, memory. A chain is worked out once for a network, a size of batch and what stands behind each layer: which
+plan of oneDNN computes each convolution, and where in one piece of memory every value lies. What differs from call to
+call are addresses: of the pixels, the weights, and of each task's biases or tables.
 
 It reaches as far as every convolution's weight lies in an order of oneDNN's and every other step is a max pooling; the
 rest (a ResNet's average, a head) is done step by step.
