@@ -2,11 +2,12 @@
 
     python -m benchmarks.hot_path [--arch resnet50 resnet18] [--dtype fp32 bf16] [--batch 1] [--forwards 20]
 
-One thread, wall milliseconds of a forward by torch's profiler, sorted into what computes: the
-convolutions (with what is fused into them), norms, activations and additions of their own, pooling, the head, and what
-brings pixels into place. `rest` is what the call takes beside them: Python, the queue of operators, allocation, and the
-C functions, which torch's profiler does not see: pixels and pooling of ours. The contestants are those of
-benchmarks.runtimes and take turns; a profiled call is slower than one that is not.
+One thread, wall milliseconds of a forward. `eager` is sorted by torch's profiler into what computes: the convolutions,
+norms, activations and additions of their own, pooling, the head, and what brings pixels into place; `rest` is what the
+call takes beside them: Python, the queue of operators, allocation. A profiled call is slower than one that is not.
+`by step` is the engine with a clock around each of its operators, which keeps it from doing its first steps in one
+call; its convolutions have the norms, additions and activations in them. `taskpack` is the engine as it is, in whole.
+The contestants are those of benchmarks.runtimes and take turns.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import os
 import platform
 import statistics
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from importlib import metadata
 from itertools import product
 from pathlib import Path
@@ -25,6 +28,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.runtimes import Forward, Setting, eager_forward, taskpack_forward
+from service.engine import Kernels
 
 KINDS = {
     "convolutions": ("mkldnn_convolution", "_convolution_pointwise", "_convolution_pointwise_", "thnn_conv2d"),
@@ -35,6 +39,8 @@ KINDS = {
     "pixels": ("div_", "sub_", "copy_"),
 }
 """What computes -> the operators' names, without their namespaces. `copy_` is nearly all of pixels."""
+
+ROWS = (*KINDS, "rest")
 
 
 def kind_of(name: str) -> str | None:
@@ -58,15 +64,60 @@ def taken(forward: Forward, forwards: int) -> dict[str, float]:
     return found | {"rest": max(0.0, whole - sum(found.values()))}
 
 
-def measure(setting: Setting, forwards: int, rounds: int = 3) -> dict[str, dict[str, float]]:
+class Clock:
+    """Operators of the engine, and the time that they take."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(ROWS, 0.0)
+        ours = Kernels()
+        self.kernels = replace(
+            ours,
+            conv2d=self.timed("convolutions", ours.conv2d),
+            max_pool=self.timed("pooling", ours.max_pool),
+            pixels=self.timed("pixels", ours.pixels),
+        )
+
+    def timed(self, row: str, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        """A function that counts what it takes."""
+        def call(*given: object, **named: object) -> torch.Tensor:
+            started = time.perf_counter()
+            found = function(*given, **named)
+            self.seconds[row] += time.perf_counter() - started
+            return found
+
+        return call
+
+    def taken(self, forward: Forward, forwards: int) -> dict[str, float]:
+        """Row -> milliseconds a forward."""
+        self.seconds = dict.fromkeys(ROWS, 0.0)
+        whole = lasting(forward, forwards)
+        found = {row: seconds * 1e3 / forwards for row, seconds in self.seconds.items()}
+        return found | {"rest": whole - sum(found.values())}
+
+
+def lasting(forward: Forward, forwards: int) -> float:
+    """Milliseconds of a forward."""
+    started = time.perf_counter()
+    for _ in range(forwards):
+        forward()
+    return (time.perf_counter() - started) * 1e3 / forwards
+
+
+def measure(setting: Setting, forwards: int, rounds: int = 5) -> dict[str, dict[str, float]]:
     """Contestant -> row -> median milliseconds."""
-    made = {name: make(setting, Path()) for name, make in (("eager", eager_forward), ("taskpack", taskpack_forward))}
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in made}
-    for _, (name, forward) in product(range(rounds + 1), made.items()):
-        found[name].append(taken(forward, forwards))
-    rows = (*KINDS, "rest")
+    clock = Clock()
+    eager, whole = eager_forward(setting, Path()), taskpack_forward(setting, Path())
+    steps = taskpack_forward(setting, Path(), clock.kernels)
+    ways = {
+        "eager": lambda: taken(eager, forwards),
+        "by step": lambda: clock.taken(steps, forwards),
+        "taskpack": lambda: {"in one call": lasting(whole, forwards)},
+    }
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+    for _, (name, way) in product(range(rounds + 1), ways.items()):
+        found[name].append(way())
     return {
-        name: {row: round(statistics.median(turn[row] for turn in turns[1:]), 2) for row in rows}
+        name: {row: round(statistics.median(turn[row] for turn in turns[1:]), 2) for row in turns[0]}
         for name, turns in found.items()
     }
 
@@ -86,8 +137,8 @@ def main() -> None:
         found = measure(Setting(arch, dtype, arguments.batch, arguments.size, 1), arguments.forwards)
         results.append({"arch": arch, "dtype": dtype, **found})
         print(f"{arch} {dtype}: ms a forward\n{'':24}" + "".join(f"{name:>10}" for name in found))
-        for row in (*KINDS, "rest"):
-            print(f"{row:24}" + "".join(f"{rows[row]:10.2f}" for rows in found.values()))
+        for row in ROWS:
+            print(f"{row:24}" + "".join(f"{rows[row]:10.2f}" if row in rows else f"{'':10}" for rows in found.values()))
         print(f"{'all':24}" + "".join(f"{sum(rows.values()):10.2f}" for rows in found.values()), flush=True)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
     versions = {name: metadata.version(name) for name in ("taskpack", "torch", "torchvision")}

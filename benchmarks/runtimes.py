@@ -5,9 +5,10 @@
 Wall milliseconds of one batch, a process per contestant, taking turns, each with the same number of threads: ours is
 the engine's own call for a PackNet task whose view is in a slot, from uint8 pixels to logits, normalisation included;
 the runtimes get normalised float32 pixels and the task's network as a plain one of its own, exported to ONNX. `eager`
-is that network in torch, channels last. Every contestant's logits are compared with torch's float32 first. The ratio is
-the faster runtime's time over ours, the median over the rounds; the targets are 0.80 and 0.85 (bf16; one thread, two)
-of OpenVINO, 0.88 and 0.95 (fp32) of the better one.
+is that network in torch, channels last; `operators` our engine with torch's operators instead of oneDNN's interface.
+Every contestant's logits are compared with torch's float32 first. The ratio is the faster runtime's time over ours, the
+median over the rounds; the targets are 0.80 and 0.85 (bf16; one thread, two) of OpenVINO, 0.88 and 0.95 (fp32) of the
+better one.
 
 The runtimes live in an environment of their own, made with pip the first time (`--venv`).
 """
@@ -37,7 +38,7 @@ from benchmarks.environments import python_with
 from benchmarks.serve_engine import CLASSES, claim_some, overlay
 from benchmarks.turns import ROOT, Contestant, answer
 from masks_store import Backbone, create, free_positions, normalise, probe_faults, read_backbone
-from service.engine import DTYPES, Engine, Sight
+from service.engine import DTYPES, Engine, Kernels, Sight, onednn
 
 REQUIREMENTS = ("openvino==2026.4.1", "onnxruntime==1.32.0", "onnx==1.23.2", "onnxscript==0.7.2")
 RIVALS = {"fp32": ("openvino", "onnxruntime"), "bf16": ("openvino",)}
@@ -102,14 +103,20 @@ def inputs_of(setting: Setting) -> torch.Tensor:
 # ---------------------------------------------------------------- the contestants: each returns its forward
 
 
-def taskpack_forward(setting: Setting, model: Path) -> Forward:
+def taskpack_forward(setting: Setting, model: Path, kernels: Kernels | None = None) -> Forward:
     """Our engine."""
     backbone = shared_network(setting)
-    engine, claim, pixels = Engine(backbone), claim_some(backbone), pixels_of(setting)
+    engine, claim, pixels = Engine(backbone, kernels=kernels), claim_some(backbone), pixels_of(setting)
     engine.claim("packnet", claim, values_of(dict(claim)))
     shown = engine.shared.shown(setting.dtype, ("packnet",))
     task = engine.load("packnet", overlay(backbone, "linear", 1), setting.dtype, folds=True, shown=shown)
     return lambda: engine.run(Sight("packnet", ("packnet",)), setting.dtype, [pixels], [task])[0]
+
+
+def operators_forward(setting: Setting, model: Path) -> Forward:
+    """Our engine where oneDNN's own interface is not found: each convolution is an operator of torch's."""
+    onednn.found = lambda: (None, "left out")
+    return taskpack_forward(setting, model)
 
 
 def eager_forward(setting: Setting, model: Path) -> Forward:
@@ -154,6 +161,7 @@ def onnxruntime_forward(setting: Setting, model: Path) -> Forward:
 
 FORWARDS: dict[str, Callable[[Setting, Path], Forward]] = {
     "taskpack": taskpack_forward,
+    "operators": operators_forward,
     "openvino": openvino_forward,
     "onnxruntime": onnxruntime_forward,
     "eager": eager_forward,
@@ -196,7 +204,7 @@ def measured(setting: Setting, python: str, rounds: int, calls: int) -> dict[str
         exported = subprocess.run([*command, "--contest", "export"], env=environment, capture_output=True, text=True)
         if exported.returncode:
             raise SystemExit(f"the network cannot be exported:\n{exported.stderr[-2000:]}")
-        names = ("taskpack", *RIVALS[setting.dtype], "eager")
+        names = ("taskpack", "operators", *RIVALS[setting.dtype], "eager")
         contestants = [
             Contestant(name, [*command, "--contest", name, "--calls", str(calls)], setting.threads) for name in names
         ]
