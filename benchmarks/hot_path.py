@@ -79,6 +79,7 @@ class Clock:
 
     def timed(self, row: str, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         """A function that counts what it takes."""
+
         def call(*given: object, **named: object) -> torch.Tensor:
             started = time.perf_counter()
             found = function(*given, **named)
