@@ -287,6 +287,7 @@ class _Building:
         self.rows.append({"kind": kind, "in": given, "add": add, "out": out, **others})
 
     def convolve(self, step: Conv) -> bool:
+        """Add a convolution and what stands behind it; False where the chain ends before it."""
         order, kind = self.orders[self.convolutions], self.kinds[self.convolutions]
         if step.source not in self.values or (step.add is not None and step.add not in self.values):
             return False  # a buffer of the network's
@@ -322,6 +323,7 @@ class _Building:
         self.add_step(Kind.BEHIND, out, out, add=add, layer=self.convolutions, **numbers)
 
     def pool(self, step: MaxPool) -> bool:
+        """Add a max pooling; False where the chain ends before it."""
         if step.source not in self.values:
             return False
         source, (n, c, h, w) = self.values[step.source]
