@@ -78,6 +78,11 @@ class Trained:
     rows: tuple[Row, ...]
     hits: Hits
 
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU time of all epochs, over all sittings."""
+        return sum(row.cpu_seconds or 0.0 for row in self.rows)
+
 
 class Loop:
     """One run through all phases of a plan.
@@ -123,6 +128,7 @@ class Loop:
         self.position = Position()
         self._keep_start(BEGIN, plan.phases)
         self._saved_at, self._save_took = time.monotonic(), 0.0
+        self._cpu_since = time.process_time()
 
     def run(self, checkpoint: Checkpoint | None = None) -> Trained:
         """Train, from the start or from a checkpoint on.
@@ -149,6 +155,7 @@ class Loop:
 
     def _phase(self, phase: Phase, checkpoint: Checkpoint | None) -> None:
         position, source = self.position, self._source(phase)
+        self._cpu_since = time.process_time() - position.cpu_seconds
         sizes = batch_sizes(len(source.splits["train"]), self.plan.batch_size)
         self.reporter.begin(phase, position.phase + 1, len(self.plan.phases), len(sizes))
         if checkpoint is None:
@@ -264,7 +271,9 @@ class Loop:
             best=best,
             seconds=time.monotonic() - started,
             images_per_second=rate,
+            cpu_seconds=time.process_time() - self._cpu_since,
         )
+        self._cpu_since = time.process_time()
         position.rows.append(row)
         self.reporter.epoch(row)
         self.keeper.results(position.rows)
@@ -322,6 +331,7 @@ class Loop:
 
     def _save(self, optimizer: torch.optim.Optimizer) -> None:
         started = time.monotonic()
+        self.position.cpu_seconds = time.process_time() - self._cpu_since
         self.keeper.save(
             Checkpoint(
                 position=self.position,

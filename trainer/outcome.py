@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from .prune import Trial
 from .unit_use import UnitUse
@@ -34,6 +35,8 @@ class Report:
         changed_bits: of earlier tasks; anything but 0 is an error instead of a report.
         compared: earlier versions that this was proved for.
         seconds: of this sitting.
+        cpu_seconds: CPU time of the training itself, validation included, over all sittings; reading the pictures, exporting and
+            proving are not in it. Under torchrun, the first process's.
         run: the run's directory.
         dry_run: nothing was done.
         units: per layer what a clnp task added and reused, and what is left; empty for the others.
@@ -63,6 +66,7 @@ class Report:
     changed_bits: int
     compared: int
     seconds: float
+    cpu_seconds: float
     run: str | None
     dry_run: bool
     plan: dict[str, Any]
@@ -72,3 +76,11 @@ class Report:
     def as_json(self) -> dict[str, Any]:
         """The report as JSON types."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """Read what `as_json` gave."""
+        trials = tuple(Trial(**trial) for trial in fields["trials"])
+        units = tuple(UnitUse(**use) for use in fields["units"])
+        tuples = {name: tuple(fields[name]) for name in ("labels", "warnings")}
+        return cls(**{**fields, **tuples, "trials": trials, "units": units})

@@ -405,6 +405,7 @@ def _report(
         changed_bits=0,
         compared=compared,
         seconds=seconds,
+        cpu_seconds=trained.cpu_seconds if trained else 0.0,
         run=run,
         dry_run=exported is None,
         plan=plan.as_json(),

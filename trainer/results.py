@@ -21,6 +21,8 @@ class Row:
         best: whether it is the phase's best so far: higher accuracy or, at the same, lower loss.
         seconds: of the epoch, validation included.
         images_per_second: of its training part.
+        cpu_seconds: CPU time of this process (under torchrun, the first): the epoch, validation included, and, in a
+            phase's first row, what the method did before the phase, over all sittings; None in rows of a version that did not count it.
     """
 
     phase: str
@@ -33,6 +35,7 @@ class Row:
     best: bool
     seconds: float
     images_per_second: float
+    cpu_seconds: float | None = None
 
 
 def as_csv(rows: Sequence[Row]) -> str:
@@ -53,7 +56,7 @@ def from_csv(text: str) -> list[Row]:
     """
     reader = csv.DictReader(io.StringIO(text))
     names = [field.name for field in dataclasses.fields(Row)]
-    if reader.fieldnames != names:
+    if reader.fieldnames not in (names, names[:-1]):
         raise ValueError(f"expected the columns {', '.join(names)}")
     rows = list(reader)
     if any(None in row or None in row.values() for row in rows):
@@ -70,6 +73,7 @@ def from_csv(text: str) -> list[Row]:
             best=row["best"] == "1",
             seconds=float(row["seconds"]),
             images_per_second=float(row["images_per_second"]),
+            cpu_seconds=float(row["cpu_seconds"]) if row.get("cpu_seconds") else None,
         )
         for row in rows
     ]

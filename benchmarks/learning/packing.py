@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,8 @@ from masks_store import BackboneFile, Store
 from trainer import Report, Settings
 from trainer.evaluate import evaluate
 from trainer.pipeline import train
+from trainer.runs import REPORT
 
-from .clock import Clock
 from .ledger import Ledger
 from .permuted import Cut, grey_backbone, picture_side, write_tasks
 
@@ -80,7 +81,7 @@ def train_once(
     settings: Settings,
     more: Callable[[Report], Found] = lambda _: {},
 ) -> Found:
-    """Train a task unless the ledger has it; a run that was stopped goes on.
+    """Train a task unless the ledger has it; a run that was stopped goes on, one that had only to be noted is noted.
 
     Args:
         ledger, store: of one experiment.
@@ -88,22 +89,32 @@ def train_once(
         more: what else is kept of the run.
 
     Raises:
-        SystemExit: the store has the task, but nobody wrote down what it found.
+        SystemExit: the store has the task, but its run was killed in the moment before its report.
     """
     name = f"{settings.method} {task}"
 
     def step() -> Found:
-        if settings.method != "finetune" and any(known.name == task for known in store.tasks()):
-            raise SystemExit(f"{ledger.folder}: {name!r} was stopped between training and noting; begin anew elsewhere")
-        clock = Clock()
-        report = train(store, task, str(source), dataclasses.replace(settings, resume=True), clock)
-        return found(report, clock) | more(report)
+        report = finished_run(store.runs, task, settings.method)
+        if report is None:
+            if settings.method != "finetune" and any(known.name == task for known in store.tasks()):
+                raise SystemExit(f"{ledger.folder}: {name!r} was killed before its report; begin anew elsewhere")
+            report = train(store, task, str(source), dataclasses.replace(settings, resume=True))
+        return found(report) | more(report)
 
     return ledger.once(name, step)
 
 
-def found(report: Report, clock: Clock) -> Found:
-    """What a result keeps of a run; of one that was stopped, `cpu_seconds` are those of its last sitting."""
+def finished_run(runs: Path, task: str, method: str) -> Report | None:
+    """The newest finished run of a task by a method in a store's `runs`; None where there is none."""
+    for path in sorted(runs.glob(f"*/{REPORT}"), reverse=True):
+        report = Report.from_json(json.loads(path.read_text(encoding="utf-8")))
+        if (report.task, report.method) == (task, method):
+            return dataclasses.replace(report, run=str(path.parent))
+    return None
+
+
+def found(report: Report) -> Found:
+    """What a result keeps of a run."""
     return {
         "task": report.task,
         "test_top1": report.test_top1,
@@ -116,11 +127,10 @@ def found(report: Report, clock: Clock) -> Found:
         "tasks_left": report.tasks_left,
         "bytes": report.bytes,
         "presentations": report.presentations,
-        "cpu_seconds": round(clock.seconds, 3),
+        "cpu_seconds": round(report.cpu_seconds, 3),
         "units": [
             {"layer": u.layer, "units": u.units, "new": u.new, "reused": u.reused, "free": u.free} for u in report.units
         ],
-        "said": list(clock.lines),
     }
 
 

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from benchmarks.learning import packing, permuted_mnist_packnet
+from trainer.progress import Silent
 
 from .digits import write_digits
 
@@ -39,11 +40,12 @@ def test_a_stopped_experiment_goes_on_where_it_was_and_finds_the_same(tmp_path, 
     whole = permuted_mnist_packnet.main([*flags, "--out", str(tmp_path / "whole")])
     train, trained = packing.train, list[str]()
 
-    def killed_in_the_second(store, task, source, settings, reporter):
+    def killed_in_the_second(store, task, source, settings):
+        reporter = Silent()
         if task == "task02" and not trained.count("task02"):
             trained.append(task)
 
-            class Stops(type(reporter)):
+            class Stops(Silent):
                 def epoch(self, row):
                     super().epoch(row)
                     if row.epoch == 1:
@@ -60,5 +62,12 @@ def test_a_stopped_experiment_goes_on_where_it_was_and_finds_the_same(tmp_path, 
     found = permuted_mnist_packnet.main(again)
     assert trained == ["task01", "task02", "task02", "task02", "task03"], "the first was not trained twice"
     assert found["seeds"][0]["after"] == whole["seeds"][0]["after"]
+    ledger = work / "packnet-0" / "ledger.json"
+    kept = json.loads(ledger.read_text())
+    noted = kept["found"].pop("packnet task03")
+    ledger.write_text(json.dumps(kept))  # as if killed after the run and before noting it
+    permuted_mnist_packnet.main(again)
+    assert trained[5:] == [], "what had only to be noted was trained again"
+    assert json.loads(ledger.read_text())["found"]["packnet task03"] == noted
     with pytest.raises(SystemExit, match="another cut; give --work another folder"):
         permuted_mnist_packnet.main([*again, "--val-images", "17"])

@@ -22,7 +22,7 @@ from .rig import CPU, Kept, loop_for, quick, run, state_bits
 
 def _timeless(row):
     """A row without what a clock gave."""
-    return dataclasses.replace(row, seconds=0.0, images_per_second=0.0)
+    return dataclasses.replace(row, seconds=0.0, images_per_second=0.0, cpu_seconds=0.0)
 
 
 # ---------------------------------------------------------------- rule 1: frozen weights, at every step
@@ -143,6 +143,20 @@ def test_a_run_stopped_after_any_step_and_resumed_gives_the_same_bits(ground, so
         assert [_timeless(row) for row in resumed.rows] == [_timeless(row) for row in whole.rows]
         masks = {n: m for n, m in resumed.trainable.items() if m is not None}
         assert state_bits(masks) == state_bits({n: m for n, m in whole.trainable.items() if m is not None})
+
+
+def test_the_cpu_time_of_an_epoch_is_that_of_all_its_sittings(ground, source):
+    kept = Kept(4)
+    with pytest.raises(Interrupted):
+        run(loop_for(ground, source, quick(), keeper=kept.keeper()))
+    before = kept.checkpoints[-1].position.cpu_seconds
+    assert before > 0
+    spent = before + 1000.0  # as if the first sitting had been long
+    kept.checkpoints[-1].position.cpu_seconds = spent
+    resumed = run(loop_for(ground, source, quick()), kept.checkpoints[-1])
+    assert resumed.rows[0].cpu_seconds > spent
+    assert 0 < resumed.rows[1].cpu_seconds < 1000
+    assert resumed.cpu_seconds == pytest.approx(sum(row.cpu_seconds for row in resumed.rows))
 
 
 def test_how_often_checkpoints_are_written_changes_nothing(ground, source):

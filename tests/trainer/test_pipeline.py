@@ -145,7 +145,9 @@ def test_a_runs_folder_has_settings_results_and_report(store, data):
         ("retrain", "0"),
         ("retrain", "1"),
     ]
-    assert json.loads((folder / "report.json").read_text())["version"] == report.version
+    told = json.loads((folder / "report.json").read_text())
+    assert told["version"] == report.version
+    assert dataclasses.replace(trainer.Report.from_json(told), plan=report.plan) == report
     predictions = {f"predictions-{split}.csv" for split in ("val", "test")}
     written = {path.name for path in folder.iterdir()}
     assert written == {"settings.json", "results.csv", "report.json", "lock", *predictions}

@@ -52,10 +52,17 @@ def test_another_file_is_refused_by_name(text):
 
 def test_rows_of_results_read_back():
     rows = [
-        Row("train", 1, 0.1, 1.5, 0.25, 1.25, 0.5, True, 2.5, 100.0),
+        Row("train", 1, 0.1, 1.5, 0.25, 1.25, 0.5, True, 2.5, 100.0, 4.75),
         Row("retrain", 0, 0.0, None, None, 1.5, 0.4, False, 0.5, 0.0),
     ]
     assert rows_from_csv(rows_csv(rows)) == rows
+
+
+def test_rows_that_were_written_before_cpu_time_was_counted_read_without_it():
+    row = Row("train", 1, 0.1, 1.5, 0.25, 1.25, 0.5, True, 2.5, 100.0)
+    old = "".join(line.rpartition(",")[0] + "\n" for line in rows_csv([row]).splitlines())
+    assert "cpu_seconds" not in old
+    assert rows_from_csv(old) == [row]
 
 
 @pytest.mark.parametrize(
