@@ -35,8 +35,8 @@ class Report:
         changed_bits: of earlier tasks; anything but 0 is an error instead of a report.
         compared: earlier versions that this was proved for.
         seconds: of this sitting.
-        cpu_seconds: CPU time of the training itself, validation included, over all sittings; reading the pictures, exporting and
-            proving are not in it. Under torchrun, the first process's.
+        cpu_seconds: CPU time of the training itself, validation included, over all sittings; reading the pictures,
+            exporting and proving are not in it. Under torchrun, the first process's.
         run: the run's directory.
         dry_run: nothing was done.
         units: per layer what a clnp task added and reused, and what is left; empty for the others.

@@ -21,8 +21,8 @@ class Row:
         best: whether it is the phase's best so far: higher accuracy or, at the same, lower loss.
         seconds: of the epoch, validation included.
         images_per_second: of its training part.
-        cpu_seconds: CPU time of this process (under torchrun, the first): the epoch, validation included, and, in a
-            phase's first row, what the method did before the phase, over all sittings; None in rows of a version that did not count it.
+        cpu_seconds: CPU time of this process (under torchrun, the first) over all sittings: the epoch, validation
+            included, and, in a phase's first row, what the method did before it. None: of a version that did not count.
     """
 
     phase: str
