@@ -80,7 +80,7 @@ class Report:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
         """Read what `as_json` gave."""
-        trials = tuple(Trial(**trial) for trial in fields["trials"])
-        units = tuple(UnitUse(**use) for use in fields["units"])
-        tuples = {name: tuple(fields[name]) for name in ("labels", "warnings")}
-        return cls(**{**fields, **tuples, "trials": trials, "units": units})
+        typed: dict[str, Any] = {name: tuple(fields[name]) for name in ("labels", "warnings")}
+        typed["trials"] = tuple(Trial(**trial) for trial in fields["trials"])
+        typed["units"] = tuple(UnitUse(**use) for use in fields["units"])
+        return cls(**{**fields, **typed})
