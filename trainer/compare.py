@@ -6,7 +6,6 @@ import dataclasses
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from .predictions import Predictions
 from .progress import Reporter, Silent
 from .ranks import refuse_processes
 from .runs import keep_comparison
-from .timing import interleaved
+from .timing import per_image
 
 BATCHES = (1, 32)
 UPPER_BASELINE = "finetune"
@@ -213,17 +212,12 @@ def milliseconds(
 
     What a server adds (decoding, queueing) and saves (batches over tasks, fused kernels) is not in it.
     """
-    found: dict[str, dict[str, float]] = {method: {} for method in rehearsals}
-    with threads(1), torch.inference_mode():
-        networks = {
-            method: one.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-            for method, one in rehearsals.items()
-        }
+    networks = {method: one.network for method, one in rehearsals.items()}
+    found: dict[str, dict[str, float]] = {method: {} for method in networks}
+    with threads(1):
         for size in BATCHES:
-            images = _pictures(data, size, preprocess)
-            calls = {method: partial(network, images) for method, network in networks.items()}
-            for method, seconds in interleaved(calls).items():
-                found[method][str(size)] = 1000 * seconds / size
+            for method, taken in per_image(networks, _pictures(data, size, preprocess)).items():
+                found[method][str(size)] = taken
     return found
 
 
@@ -231,8 +225,7 @@ def _pictures(data: Source, count: int, preprocess: Preprocess) -> torch.Tensor:
     """The first pictures of the validation split, over again where it has fewer: float32 [count, 3, size, size]."""
     val = data.splits["val"]
     squares = val.squares(np.arange(count, dtype=np.int64) % len(val), preprocess)  # [count, size, size, 3]
-    pixels = torch.from_numpy(np.ascontiguousarray(squares.transpose(0, 3, 1, 2)))
-    return normalise(pixels, preprocess).contiguous(memory_format=torch.channels_last)
+    return normalise(torch.from_numpy(np.ascontiguousarray(squares.transpose(0, 3, 1, 2))), preprocess)
 
 
 def _conclude(

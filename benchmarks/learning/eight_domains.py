@@ -33,6 +33,7 @@ from .ledger import Ledger
 from .packing import Found
 from .photographs import parse, photograph_parser, protocol_of, run_experiment, sources_of
 from .record import mean_sd, table, write
+from .speed import milliseconds
 from .variants import VARIANTS, Protocol
 
 SETS = (
@@ -117,6 +118,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         order=names,
         val_top1_by_lr={name: means for name, (_, means) in chosen.items()},
     )
+    folders = {name: work / f"{slug(name)}-{arguments.seeds[0]}{suffix}" for name in arguments.variants}
+    for name, taken in milliseconds(result["variants"], folders).items():
+        result["variants"][name]["milliseconds"] = taken
     if arguments.joint:
         seeds = arguments.seeds[:1]
         result["variants"]["joint"] = joint_of(sources, protocol, seeds, work, choose=arguments.choose)
@@ -173,6 +177,7 @@ def shown(result: dict[str, Any]) -> str:
                 f"{100 * statistics.mean(task['macro_f1'] for task in tasks):.1f}",
                 f"{100 * statistics.mean(task['calibration_error'] for task in tasks):.1f}",
                 f"{statistics.mean(task['bytes'] for task in tasks):,.0f}",
+                f"{variant['milliseconds']:.2f}" if "milliseconds" in variant else "",
                 f"{sum(task['presentations'] for task in tasks):,}",
             ]
         )
@@ -184,6 +189,7 @@ def shown(result: dict[str, Any]) -> str:
         "macro-F1",
         "calibration error",
         "bytes a task",
+        "ms an image",
         "shown",
     ]
     lines = [table(head, rows), ""]
