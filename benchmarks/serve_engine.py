@@ -1,6 +1,7 @@
 """The engine's forward against the plain eager network, side by side in one run.
 
     python benchmarks/serve_engine.py [--arch resnet18] [--size 224] [--batch 8 64] [--dtype fp32 bf16] [--rounds 5]
+                                     [--only NAME …]
 
 One thread, CPU time of this process, median of the rounds, the contestants taking turns within each round. `eager`
 is torchvision's network with one head, called as a user would; `base` a task that adds only a head; `clr` one CLR
@@ -8,18 +9,20 @@ task; `clr mixed` a batch in which every image is another CLR task's; `clr folde
 convolutions without an adapter are in the weights, as only a task alone can have them; `torch clr`, `torch mixed` the
 same without the C functions; `hot` a PackNet view in a slot; `cold` one that is materialised for the batch. Beside the
 milliseconds stands how much faster than eager. `mixed` at the end is the speed of a mixed batch over that of the faster
-of `clr` and `clr folded`: the price of mixing.
+of `clr` and `clr folded`, the price of mixing: the median of the rounds' ratios, since the three stand side by side in a
+round. `--only clr "clr folded" "clr mixed"` leaves the others out, so that more rounds fit.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from itertools import product
@@ -47,6 +50,9 @@ from service.engine.compiled import describe
 CLASSES = 10
 BATCHES = {"resnet18": (1, 8, 64), "resnet50": (8,)}
 """What is measured unless something else is asked for."""
+CONTESTANTS = ("eager", "base", "clr", "clr mixed", "clr folded", "torch clr", "torch mixed", "hot", "cold")
+Taken = Mapping[str, Sequence[float]]
+"""Name -> milliseconds, round by round."""
 
 
 def overlay(backbone: Backbone, method: str, seed: int) -> Overlay:
@@ -128,6 +134,18 @@ def milliseconds(
     works: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.process_time
 ) -> dict[str, float]:
     """Median milliseconds of each by a clock, this process's CPU time unless told otherwise, taking turns."""
+    return medians(in_turn(works, rounds, clock))
+
+
+def medians(taken: Taken) -> dict[str, float]:
+    """Of each one's rounds."""
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def in_turn(
+    works: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.process_time
+) -> dict[str, list[float]]:
+    """Milliseconds of each in every round, taking turns."""
     taken: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(rounds + 1):  # the first is for warming up
         for name, work in works.items():
@@ -135,7 +153,7 @@ def milliseconds(
             work()
             if turn:
                 taken[name].append((clock() - start) * 1e3)
-    return {name: statistics.median(times) for name, times in taken.items()}
+    return taken
 
 
 def claim_some(backbone: Backbone) -> Claim:
@@ -145,21 +163,32 @@ def claim_some(backbone: Backbone) -> Claim:
     return {name: room & (torch.rand(room.shape, generator=random) < 0.25) for name, room in free.items()}
 
 
-def measured(arch: str, dtype: str, batch: int, size: int, rounds: int) -> dict[str, float]:
-    """Name -> CPU milliseconds of a batch; one row of the table is printed."""
+def measured(arch: str, dtype: str, batch: int, size: int, rounds: int, only: Sequence[str]) -> Taken:
+    """Name -> CPU milliseconds of a batch in every round; one row of the table is printed."""
     backbone = read_backbone(create(arch, image_size=size, keep=0.5, seed=0).data)
     engine, plainly = Engine(backbone), Engine(backbone, native=False)
     claim = claim_some(backbone)
     engine.claim("packnet", claim, {name: torch.randn(int(mask.sum())) * 0.01 for name, mask in claim.items()})
-    took = milliseconds(contestants(engine, plainly, batch, dtype), rounds)
-    row = "   ".join(f"{name} {ms:.1f} ({took['eager'] / ms:.2f})" for name, ms in took.items())
-    print(f"{arch} {dtype} batch {batch}:  {row}   mixed {mixed(took):.3f}", flush=True)
-    return took
+    works = contestants(engine, plainly, batch, dtype)
+    taken = in_turn({name: work for name, work in works.items() if name in only}, rounds)
+    times = x_eager(taken)
+    row = "   ".join(f"{name} {ms:.1f} ({times.get(name, math.nan):.2f})" for name, ms in medians(taken).items())
+    print(f"{arch} {dtype} batch {batch}:  {row}   mixed {mixed(taken) or math.nan:.3f}", flush=True)
+    return taken
 
 
-def mixed(took: Mapping[str, float]) -> float:
-    """Speed of a batch of as many CLR tasks as images, over the fastest way for one of them."""
-    return min(took["clr"], took["clr folded"]) / took["clr mixed"]
+def x_eager(taken: Taken) -> dict[str, float]:
+    """How much faster each is than eager; empty without it."""
+    took = medians(taken)
+    return {name: round(took["eager"] / ms, 3) for name, ms in took.items()} if "eager" in took else {}
+
+
+def mixed(taken: Taken) -> float | None:
+    """Speed of a batch of as many CLR tasks as images, over the fastest way for one of them; None without the three."""
+    if not {"clr", "clr folded", "clr mixed"} <= taken.keys():
+        return None
+    rounds = zip(taken["clr"], taken["clr folded"], taken["clr mixed"], strict=True)
+    return statistics.median(min(alone, folded) / mixed for alone, folded, mixed in rounds)
 
 
 def main() -> None:
@@ -170,22 +199,23 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", help="images, and tasks of a mixed batch")
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=list(DTYPES))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=CONTESTANTS)
     args = parser.parse_args()
     torch.set_num_threads(1)
     print("CPU ms of a batch (x eager: higher is faster)")
     rows: list[dict[str, object]] = []
     for arch in args.arch:
         for dtype, batch in product(args.dtype, args.batch or BATCHES.get(arch, (8,))):
-            took = measured(arch, dtype, batch, args.size, args.rounds)
+            taken = measured(arch, dtype, batch, args.size, args.rounds, args.only)
+            ratio = mixed(taken)
             rows.append(
                 {
                     "arch": arch,
                     "dtype": dtype,
                     "batch": batch,
-                    "cpu_ms": {name: round(ms, 2) for name, ms in took.items()},
-                    "x_eager": {name: round(took["eager"] / ms, 3) for name, ms in took.items()},
-                    "mixed": round(mixed(took), 3),
-                    "torch_mixed": round(took["torch clr"] / took["torch mixed"], 3),
+                    "cpu_ms": {name: round(ms, 2) for name, ms in medians(taken).items()},
+                    "x_eager": x_eager(taken),
+                    "mixed": ratio and round(ratio, 3),
                 }
             )
     summary = {
