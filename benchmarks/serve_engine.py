@@ -9,8 +9,8 @@ task; `clr mixed` a batch in which every image is another CLR task's; `clr folde
 convolutions without an adapter are in the weights, as only a task alone can have them; `torch clr`, `torch mixed` the
 same without the C functions; `hot` a PackNet view in a slot; `cold` one that is materialised for the batch. Beside the
 milliseconds stands how much faster than eager. `mixed` at the end is the speed of a mixed batch over that of the faster
-of `clr` and `clr folded`, the price of mixing: the median of the rounds' ratios, since the three stand side by side in a
-round. `--only clr "clr folded" "clr mixed"` leaves the others out, so that more rounds fit.
+of `clr` and `clr folded`, the price of mixing: the median of the rounds' ratios, in which the three stand side by side.
+ `--only clr "clr folded" "clr mixed"` leaves the others out, so that more rounds fit.
 """
 
 from __future__ import annotations

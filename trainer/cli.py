@@ -214,7 +214,7 @@ def init(
 @click.option(
     "--epochs",
     type=int,
-    help="Of the main phase; the others scale with it.  [default: packnet and clnp 20, piggyback 30, others 60]",
+    help="Of the main phase; the others scale with it.  [default: packnet and clnp 20, others 30]",
 )
 @click.option("--lr", type=float, help="Learning rate of the main phase.  [default: by method, optimizer and base]")
 @click.option("--retrain-lr", type=float, help="packnet: of the retraining after pruning.  [default: a tenth of --lr]")
