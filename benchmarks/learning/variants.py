@@ -55,7 +55,7 @@ class Protocol:
         return dataclasses.asdict(self) | {"weights": self.weights.name if self.weights is not None else None}
 
 
-_SGD, _ADAM, _MASKS = (0.003, 0.01, 0.03), (3e-4, 1e-3, 3e-3), (3e-5, 1e-4, 3e-4)
+_SGD, _ADAM, _OVERLAY = (0.003, 0.01, 0.03), (3e-4, 1e-3, 3e-3), (1e-3, 3e-3, 1e-2)
 
 
 _PICKS = (2e-4, 5e-4, 1e-3)
@@ -75,18 +75,18 @@ VARIANTS: Mapping[str, Variant] = {
     "packnet equal": _packnet("equal:{tasks}"),
     "packnet auto": _packnet("auto"),
     "packnet pick": _packnet("equal:{tasks}", pick=True),
-    "piggyback": Variant(1.0, Settings(method="piggyback"), _MASKS),
-    "clr": Variant(1.0, Settings(method="clr"), _ADAM),
-    "clr full": Variant(1.0, Settings(method="clr", adapter="full"), _ADAM),
-    "bn": Variant(1.0, Settings(method="bn"), _ADAM),
-    "linear": Variant(1.0, Settings(method="linear"), _ADAM),
+    "piggyback": Variant(1.0, Settings(method="piggyback"), _ADAM),
+    "clr": Variant(1.0, Settings(method="clr"), _OVERLAY),
+    "clr full": Variant(1.0, Settings(method="clr", adapter="full"), _OVERLAY),
+    "bn": Variant(1.0, Settings(method="bn"), _OVERLAY),
+    "linear": Variant(1.0, Settings(method="linear"), _OVERLAY),
     "finetune": Variant(1.0, Settings(method="finetune"), _SGD),
     "finetune adam": Variant(1.0, Settings(method="finetune", optimizer="adam"), _ADAM),
     **{f"packnet {100 * share:.0f}": _packnet(share) for share in (0.5, 0.6, 0.75, 0.9)},
     **{f"packnet {100 * share:.0f} filters": _packnet(share, prune_by="filters") for share in (0.5, 0.75, 0.9)},
     "packnet last layer": _packnet(0.75, train_layers="last:1"),
     "packnet head": _packnet(None, train_layers="head"),
-    "linear pruned": Variant(0.5, Settings(method="linear"), _ADAM),
+    "linear pruned": Variant(0.5, Settings(method="linear"), _OVERLAY),
     **{f"clnp {margin:g}": _clnp(margin) for margin in (1.0, 2.0, 4.0)},
     **{f"clnp {margin:g} finetuned": _clnp(margin, finetune=True) for margin in (1.0, 2.0, 4.0)},
 }

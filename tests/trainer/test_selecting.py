@@ -92,7 +92,8 @@ def test_the_masks_gradients_are_those_of_the_straight_through_twin(ground, sour
 
 
 def test_a_run_of_steps_is_the_twins(ground, source):
-    loop = loop_for(ground, source, quick(norm="shared", **PIGGYBACK), layout=torch.contiguous_format)
+    published = quick(recipe="paper", **PIGGYBACK)  # one learning rate for all
+    loop = loop_for(ground, source, published, layout=torch.contiguous_format)
     network, phase = loop.network.train(), loop.plan.phases[0]
     trainable = loop.method.enter(ground, loop.plan, phase, network, None)
     ours, theirs = network, copy.deepcopy(network)  # both begin alike
@@ -252,11 +253,21 @@ def test_a_founding_claim_has_nothing_to_pick_from(source):
 
 
 def test_piggyback_has_the_published_recipe(ground, source):
-    plan = plan_for(ground, source, quick(method="piggyback", epochs=None, batch_size=None))
+    paper = {"method": "piggyback", "recipe": "paper", "epochs": None, "batch_size": None}
+    plan = plan_for(ground, source, quick(**paper))
     (phase,) = plan.phases
     assert (phase.optimizer, phase.lr, phase.epochs, phase.schedule) == ("adam", 1e-4, 30, "half")
-    assert (plan.batch_size, plan.own_norm, plan.prune, phase.mask_factor) == (32, True, None, 1.0)
-    assert plan_for(ground, source, quick(method="piggyback", norm="shared")).own_norm is False
+    assert (plan.batch_size, plan.own_norm, plan.prune, phase.mask_factor) == (32, False, None, 1.0)
+    assert plan_for(ground, source, quick(**paper, norm="own")).own_norm is True
+
+
+def test_piggybacks_own_recipe_has_an_own_norm_and_a_faster_head_than_masks(ground, source):
+    best = {"method": "piggyback", "epochs": None}
+    plan = plan_for(ground, source, quick(**best))
+    (phase,) = plan.phases
+    assert (phase.lr, phase.epochs, phase.schedule, phase.mask_factor) == (1e-3, 30, "cosine", 0.3)
+    assert plan.own_norm is True
+    assert plan_for(ground, source, quick(**best, norm="shared")).own_norm is False
 
 
 def test_picks_train_at_piggybacks_rate_unless_told_otherwise(ground, source):

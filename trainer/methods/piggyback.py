@@ -15,20 +15,24 @@ from ..plan import Choices, Plan
 from ..selecting import add_masks, shown
 from .method import Method, Payload, check_mask_optimizer, mask_trainables, norm_names, norm_tensors
 
-EPOCHS, LR = 30, 1e-4
+EPOCHS, LR, MASK_FACTOR = 30, 1e-3, 0.3
+PAPER_LR = 1e-4
 
 
 @final
 class Piggyback(Method):
     """A bitmask over all that the base owns, a norm, and a head; takes no shared weights and needs no order.
 
-    Departures from the authors' code: the norm is the task's own by default and trains at the head's rate, from the
-    base's (`--norm shared`: the base's, frozen, as published); pictures go through the store's one preprocess; the
-    best epoch on the validation split is kept.
+    Departures from the authors' code under either recipe: pictures go through the store's one preprocess; the best
+    epoch on the validation split is kept.
     """
 
     def choose(self, ground: Ground, settings: Settings) -> Choices:
-        """Adam 1e-4 for mask, norm and head, a tenth from the middle of 30 epochs on, batch 32.
+        """Adam, 30 epochs, batch 32. Recipe `best`: a cosine from 1e-3 for head and norm, masks at 0.3 of it; the norm
+        is the task's own and starts from the base's.
+
+        Recipe `paper` (METHODS §4): 1e-4 for mask and head, a tenth from the middle on; the norm is the base's, frozen,
+        unless `--norm own` says otherwise.
 
         Raises:
             InvalidInput: an own norm where the backbone has none, or an optimiser that moves no mask.
@@ -38,9 +42,18 @@ class Piggyback(Method):
         if settings.norm == "own" and not has_norm:
             raise InvalidInput(f"--norm own: {ground.backbone.manifest.arch} has no BatchNorm; leave the flag out")
         optimizer: Optimizer = settings.optimizer or "adam"  # pyright: ignore[reportAssignmentType]
-        decay = settings.weight_decay or 0.0
-        phase = Phase("train", settings.epochs or EPOCHS, settings.lr or LR, "half", optimizer, weight_decay=decay)
-        return Choices((phase,), settings.batch_size or 32, own_norm=has_norm and settings.norm != "shared")
+        paper = settings.recipe == "paper"
+        phase = Phase(
+            "train",
+            settings.epochs or EPOCHS,
+            settings.lr or (PAPER_LR if paper else LR),
+            "half" if paper else "cosine",
+            optimizer,
+            weight_decay=settings.weight_decay or 0.0,
+            mask_factor=1.0 if paper else MASK_FACTOR,
+        )
+        own_norm = has_norm and (settings.norm == "own" or (settings.norm == "auto" and not paper))
+        return Choices((phase,), settings.batch_size or 32, own_norm=own_norm)
 
     def start(self, ground: Ground, plan: Plan) -> Network:
         """All that the lineage owns, bit for bit: every mask is on, the norm is the base's."""
