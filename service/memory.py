@@ -1,7 +1,8 @@
-"""How many cores and how much memory there are to plan with."""
+"""How many cores and how much memory there are to plan with, and how freed memory goes back to the system."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,11 @@ from pathlib import Path
 import torch
 
 GIB = 1 << 30
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+MAPPED = 1 << 20
+"""Bytes from which on an allocation is a mapping of its own, gone from the process when it is freed."""
+KEPT = 1 << 25
+"""Free bytes at a heap's end that stay for the next picture: to ask for them anew would cost a third of its decoding."""
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -51,3 +57,20 @@ def plan(device: torch.device) -> Plan:
         free, _ = torch.cuda.mem_get_info(device)
         return Plan(slots=free // 2, overlays=free // 8, host=host // 4)
     return Plan(slots=min(host // 4, 8 * GIB), overlays=min(host // 16, 2 * GIB), host=min(host // 8, 4 * GIB))
+
+
+def return_freed() -> bool:
+    """Let the C library keep no large piece of memory that was freed; whether it is one that can be told (glibc).
+
+    Left alone, glibc moves the size from which on a piece is mapped by itself up to the largest that was ever freed,
+    32 MB at most: what a start or a registration needs for a moment then stays in the heap for good.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and bool(mallopt(M_MMAP_THRESHOLD, MAPPED) and mallopt(M_TRIM_THRESHOLD, KEPT))
+
+
+def trim() -> None:
+    """Give free pages of the heap back, where the C library can (glibc)."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(ctypes.c_size_t(0))

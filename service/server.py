@@ -22,6 +22,7 @@ from fastapi import FastAPI
 from masks_store import InvalidInput, TaskpackError
 
 from .edge.protocol import protocol_of
+from .memory import return_freed, trim
 from .runtime import Runtime
 from .settings import Settings
 
@@ -87,8 +88,10 @@ def serve(app: FastAPI, settings: Settings, sock: socket.socket, ready: Callable
 
     def begun() -> None:
         _set_apart()
+        trim()
         ready()
 
+    return_freed()
     server = Server(app, settings)
     try:
         with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -160,6 +160,8 @@ class Serving:
         self._probes.recall()
         images = np.zeros((1, self.image_size, self.image_size, 3), np.uint8)
         blank = self._engine.bare(torch.zeros(1, self._store.backbone.features), self.dtype)
+        if self._engine.device.type == "cpu":  # a view for this alone would stay; the pool is there, and no slower
+            blank = replace(blank, weights=self._engine.shared.pool(self.dtype))
         for _ in range(2):  # the first pays for allocations, the second is the first guess at the pace
             started = time.monotonic()
             self._engine.run(Sight(self._store.backbone_digest, ()), self.dtype, [images], [blank])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,3 +30,35 @@ def test_all_that_is_planned_leaves_half_of_the_memory_free() -> None:
     assert min(planned.slots, planned.overlays, planned.host) > 0
     assert planned.slots + planned.overlays + planned.host < host_memory() / 2
     assert planned.slots <= 8 * GIB
+
+
+MAPPED_AFTER_A_LARGER_PIECE_WAS_FREED = """
+import ctypes, sys
+from service.memory import return_freed, trim
+
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in
+                "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+libc.mallinfo2.restype = Info
+told = sys.argv[1] == "told" and return_freed()
+libc.free(libc.malloc(16 << 20))  # from here on glibc, left alone, takes 8 MiB from the heap
+before = libc.mallinfo2().hblkhd
+piece = libc.malloc(8 << 20)
+mapped = libc.mallinfo2().hblkhd - before
+libc.free(piece)
+trim()
+print(told, mapped >= 8 << 20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library has no such setting")
+@pytest.mark.parametrize(("way", "said"), [("told", "True True"), ("left alone", "False False")])
+def test_a_large_piece_is_a_mapping_of_its_own_whatever_was_freed_before(way: str, said: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MAPPED_AFTER_A_LARGER_PIECE_WAS_FREED, way], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split("\n")[0] == said
