@@ -14,7 +14,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 MAPPED = 1 << 20
 """Bytes from which on an allocation is a mapping of its own, gone from the process when it is freed."""
 KEPT = 1 << 25
-"""Free bytes at a heap's end that stay for the next picture: to ask for them anew would cost a third of its decoding."""
+"""Free bytes at a heap's end that stay for the next picture: asking for them anew would cost a third of a decode."""
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
