@@ -56,12 +56,14 @@ def run_variant(
     """
     variant, count = VARIANTS[name], len(sources) if tasks is None else tasks
     settings = settings_of(variant, protocol, count, rate, seed)
+    first = next(iter(sources))
     setting = {"variant": name, "protocol": protocol.as_json(), "settings": dataclasses.asdict(settings)}
     ledger = Ledger(folder, setting | {"sources": list(sources)})
     with _store(folder / "store", variant, protocol, seed) as store:
         results: list[Found] = []
         for number, (task, source) in enumerate(sources.items(), 1):
-            own = settings_of(variant, protocol, count, rate, seed, last=number == count)
+            where = {"last": number == count, "first": first if number > 1 else None}
+            own = settings_of(variant, protocol, count, rate, seed, **where)
             try:
                 results.append(train_once(ledger, store, task, source, own, _more))
             except OutOfCapacity:

@@ -10,8 +10,9 @@ expected    at a fixed 60 % later tasks starve (.6^20 of the weights is nothing)
 VGG16-BN from a random start on 20 x 5 classes of tiny_imagenet32_100, which stands in for CIFAR-100, 32 pixels, 30
 epochs over all phases. PackNet in a store that keeps nothing: a fixed 60 %, auto, equal:20, pick; `finetune` is a
 network per task, each from a random start of its own. One learning rate for all, `--lr` (pick, which trains with Adam,
-at its default). A task that finds nothing free trains a head over what is there and is marked `starved`. Not here:
-Piggyback, which needs a network that has learned something to select from.
+at its default, as Piggyback's masks). A task that finds nothing free trains a head over what is there and is marked
+`starved`. Piggyback needs a network that has learned something to select from: its first task takes the whole network,
+the other nineteen stand on that.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from .variants import VARIANTS
 
 SET, TASKS, CLASSES, EPOCHS = "tiny_imagenet32_100", 20, 5, 30
 LR = 0.05
-METHODS = ("finetune", "packnet 60", "packnet equal", "packnet auto", "packnet pick")
+METHODS = ("finetune", "packnet 60", "packnet equal", "packnet auto", "packnet pick", "piggyback on the first")
 PUBLISHED = {"PackNet, CIFAR-100": 0.675, "separate networks, CIFAR-100": 0.788}
 
 
@@ -55,7 +56,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     arguments = parse(parser, argv)
     folder, few = arguments.work / "sources", arguments.per_class
     sources = write_sources(source_of(arguments.data, SET), folder, arguments.tasks, few, CLASSES)
-    rates = {name: None if VARIANTS[name].settings.pick else arguments.lr for name in arguments.variants}
+    adam = {
+        name for name, variant in VARIANTS.items() if variant.settings.pick or variant.settings.method == "piggyback"
+    }
+    rates = {name: None if name in adam else arguments.lr for name in arguments.variants}
     result = run_experiment(
         "exhaustion", arguments, protocol_of(arguments, keep=0.0), sources, rates, published=PUBLISHED
     )

@@ -20,12 +20,15 @@ class Variant:
         settings: what departs from the method's defaults.
         rates: learning rates to choose from, on validation pictures; the middle one is used without a choice.
         capacity: what tasks take of its store: `weights` or `units`.
+        first: what departs from the defaults of the first task's method, on which the others then stand; None: the
+            first task is trained as the others are.
     """
 
     keep: float
     settings: Settings
     rates: tuple[float, float, float]
     capacity: str = "weights"
+    first: Settings | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,9 @@ VARIANTS: Mapping[str, Variant] = {
     "packnet auto": _packnet("auto"),
     "packnet pick": _packnet("equal:{tasks}", pick=True),
     "piggyback": Variant(1.0, Settings(method="piggyback"), _ADAM),
+    "piggyback on the first": Variant(
+        0.0, Settings(method="piggyback"), _ADAM, first=Settings(method="packnet", prune=0.0)
+    ),
     "clr": Variant(1.0, Settings(method="clr"), _OVERLAY),
     "clr full": Variant(1.0, Settings(method="clr", adapter="full"), _OVERLAY),
     "bn": Variant(1.0, Settings(method="bn"), _OVERLAY),
@@ -95,7 +101,14 @@ METHODS = ("packnet equal", "packnet auto", "packnet pick", "piggyback", "clr", 
 
 
 def settings_of(
-    variant: Variant, protocol: Protocol, tasks: int, rate: float | None, seed: int, *, last: bool = False
+    variant: Variant,
+    protocol: Protocol,
+    tasks: int,
+    rate: float | None,
+    seed: int,
+    *,
+    last: bool = False,
+    first: str | None = None,
 ) -> Settings:
     """A variant's settings under the protocol.
 
@@ -110,10 +123,13 @@ def settings_of(
         rate: of learning; None: the method's default.
         seed: of everything that is random.
         last: whether it is the last of those tasks.
+        first: the first task's name, once it is trained.
     """
     own = variant.settings
+    if variant.first is not None:
+        own, rate = (variant.first, None) if first is None else (dataclasses.replace(own, on=first), rate)
     prune = own.prune.format(tasks=tasks) if isinstance(own.prune, str) else own.prune
-    prunes = prune is not None and not (last and str(prune).startswith("equal"))
+    prunes = bool(prune) and not (last and str(prune).startswith("equal"))
     retrains = prunes or own.finetune
     return dataclasses.replace(
         own,
