@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import Query, Request
 from starlette.responses import Response
+from torch import Tensor
 
-from masks_store import Registered, Store
+from masks_store import Artifact, Backbone, Registered, Store, View
 
 from ..edge.multipart import parse_multipart
 from ..edge.record import record_of
@@ -53,8 +55,10 @@ async def register_task(request: Request, query: Annotated[RegisterQuery, Query(
         started = time.monotonic()
         record.took("read", started - record.started)
         actor = caller_of(request).name
-        registered = await asyncio.to_thread(_register, runtime, content_type, body, query.label or "auto", actor)
-        record.took("register", time.monotonic() - started)
+        label = query.label or "auto"
+        registered, probing = await asyncio.to_thread(_register, runtime, content_type, body, label, actor)
+        record.took("register", time.monotonic() - started - probing)
+        record.took("probe", probing)
     await runtime.refresh()
     version = registered.version
     record.tasks.append(version.task)
@@ -65,7 +69,10 @@ async def register_task(request: Request, query: Annotated[RegisterQuery, Query(
     return Json(answer, 201 if registered.created else 200, location if registered.created else None)
 
 
-def _register(runtime: Runtime, content_type: str | None, body: bytes, label: str, actor: str) -> Registered:
+def _register(
+    runtime: Runtime, content_type: str | None, body: bytes, label: str, actor: str
+) -> tuple[Registered, float]:
+    """(What a body's artifact was registered as, the seconds of its probe, its wait for the engine included)."""
     if media_type(content_type) == "multipart/form-data":
         parts = parse_multipart(content_type or "", body, 1)
         if [part.name for part in parts] != ["artifact"]:
@@ -73,7 +80,18 @@ def _register(runtime: Runtime, content_type: str | None, body: bytes, label: st
         body = parts[0].data
     if not body:
         raise Problem(400, "the artifact is empty")
-    return runtime.store.register(body, label=label, actor=actor, prober=runtime.serving.prober)
+
+    probing = 0.0
+
+    def prober(backbone: Backbone, lineage: Sequence[Artifact], view: View) -> Tensor:
+        nonlocal probing
+        started = time.monotonic()
+        logits = runtime.serving.prober(backbone, lineage, view)
+        probing += time.monotonic() - started
+        return logits
+
+    registered = runtime.store.register(body, label=label, actor=actor, prober=prober)
+    return registered, probing
 
 
 async def list_tasks(request: Request, query: Annotated[PageQuery, Query()]) -> Response:

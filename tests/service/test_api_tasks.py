@@ -46,6 +46,16 @@ async def test_the_same_artifact_again_is_200_and_changes_nothing(web: Web) -> N
     assert first.json() == second.json()
 
 
+async def test_server_timing_tells_the_probe_from_the_rest_of_a_registration(web: Web) -> None:
+    response = await web.register(new_task(web.store, "cars"))
+    stages = (stage.split(";dur=") for stage in response.headers["Server-Timing"].split(", "))
+    taken = {name: float(ms) for name, ms in stages}
+    assert taken.keys() == {"read", "register", "probe", "total"}
+    assert taken["probe"] > 0
+    assert taken["register"] > 0
+    assert taken["read"] + taken["register"] + taken["probe"] <= taken["total"] + 0.02, "each is rounded to 0.01"
+
+
 async def test_a_new_version_of_a_known_task_is_canary(web: Web) -> None:
     before = web.stable()
     response = await web.register(new_task(web.store, "birds", classes=4))
