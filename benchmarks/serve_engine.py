@@ -9,8 +9,8 @@ task; `clr mixed` a batch in which every image is another CLR task's; `clr folde
 convolutions without an adapter are in the weights, as only a task alone can have them; `torch clr`, `torch mixed` the
 same without the C functions; `hot` a PackNet view in a slot; `cold` one that is materialised for the batch. Beside the
 milliseconds stands how much faster than eager. `mixed` at the end is the speed of a mixed batch over that of the faster
-of `clr` and `clr folded`, the price of mixing: the median of the rounds' ratios, in which the three stand side by side.
- `--only clr "clr folded" "clr mixed"` leaves the others out, so that more rounds fit.
+of `clr` and `clr folded`, the price of mixing: by the median of the rounds' ratios, in which they stand side by side.
+`--only clr "clr folded" "clr mixed"` leaves the others out, so that more rounds fit.
 """
 
 from __future__ import annotations
@@ -187,8 +187,8 @@ def mixed(taken: Taken) -> float | None:
     """Speed of a batch of as many CLR tasks as images, over the fastest way for one of them; None without the three."""
     if not {"clr", "clr folded", "clr mixed"} <= taken.keys():
         return None
-    rounds = zip(taken["clr"], taken["clr folded"], taken["clr mixed"], strict=True)
-    return statistics.median(min(alone, folded) / mixed for alone, folded, mixed in rounds)
+    ways = (zip(taken[way], taken["clr mixed"], strict=True) for way in ("clr", "clr folded"))
+    return min(statistics.median(alone / mixed for alone, mixed in rounds) for rounds in ways)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import torch
 
 GIB = 1 << 30
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-MAPPED = 1 << 20
-"""Bytes from which on an allocation is a mapping of its own, gone from the process when it is freed."""
+MAPPED = 1 << 24
+"""Bytes from which on a piece is a mapping of its own, gone from the process when it is freed: more than most pictures
+take, for which new pages each time would cost a third of a decode."""
 KEPT = 1 << 25
-"""Free bytes at a heap's end that stay for the next picture: asking for them anew would cost a third of a decode."""
+"""Free bytes at a heap's end that stay for the next picture."""
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -60,17 +62,26 @@ def plan(device: torch.device) -> Plan:
 
 
 def return_freed() -> bool:
-    """Let the C library keep no large piece of memory that was freed; whether it is one that can be told (glibc).
+    """Let the C library keep no large piece of memory that was freed; whether it could be told (glibc).
 
     Left alone, glibc moves the size from which on a piece is mapped by itself up to the largest that was ever freed,
-    32 MB at most: what a start or a registration needs for a moment then stays in the heap for good.
+    32 MB at most: what a start or a registration needs for a moment then stays in the heap for good. What the
+    environment says of it (`MALLOC_MMAP_THRESHOLD_`, `MALLOC_TRIM_THRESHOLD_`) stands.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and bool(mallopt(M_MMAP_THRESHOLD, MAPPED) and mallopt(M_TRIM_THRESHOLD, KEPT))
+    told = {"MALLOC_MMAP_THRESHOLD_": (M_MMAP_THRESHOLD, MAPPED), "MALLOC_TRIM_THRESHOLD_": (M_TRIM_THRESHOLD, KEPT)}
+    mallopt = _of_the_c_library("mallopt")
+    return mallopt is not None and all(mallopt(*what) for name, what in told.items() if name not in os.environ)
 
 
 def trim() -> None:
     """Give free pages of the heap back, where the C library can (glibc)."""
-    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    malloc_trim = _of_the_c_library("malloc_trim")
     if malloc_trim is not None:
         malloc_trim(ctypes.c_size_t(0))
+
+
+def _of_the_c_library(name: str) -> Callable[..., int] | None:
+    try:
+        return getattr(ctypes.CDLL(None), name, None)
+    except OSError:  # a Python that is linked statically
+        return None

@@ -160,7 +160,7 @@ class Serving:
         self._probes.recall()
         images = np.zeros((1, self.image_size, self.image_size, 3), np.uint8)
         blank = self._engine.bare(torch.zeros(1, self._store.backbone.features), self.dtype)
-        if self._engine.device.type == "cpu":  # a view for this alone would stay; the pool is there, and no slower
+        if self._engine.device.type == "cpu" and self._engine.shared.claims():  # the pool is there; a view would stay
             blank = replace(blank, weights=self._engine.shared.pool(self.dtype))
         for _ in range(2):  # the first pays for allocations, the second is the first guess at the pace
             started = time.monotonic()

@@ -25,7 +25,7 @@ from masks_store import InvalidInput, write_file
 from .freeze import Trainable
 from .results import Row
 
-_FORMAT = 4
+_FORMAT = 3
 _KEY = "taskpack-checkpoint"
 
 
@@ -36,7 +36,7 @@ class Position:
     Attributes:
         phase, epoch, batch: the next step to make, 0-based.
         seconds: spent in the present epoch so far, over all sittings.
-        cpu_seconds: CPU time since the last row, over all sittings.
+        cpu_seconds: CPU time since the last row, up to each sitting's last checkpoint.
         loss, correct, seen: sums over the present epoch's pictures.
         best_top1, best_loss, best_epoch: of the present phase, on the validation split; epoch 0 is the phase's start.
         stale: epochs since the best validation accuracy.

@@ -214,7 +214,8 @@ def init(
 @click.option(
     "--epochs",
     type=int,
-    help="Of the main phase; the others scale with it.  [default: packnet and clnp 20, others 30]",
+    help="Of the main phase; the others scale with it.  "
+    "[default: packnet and clnp 20, others 30; with --recipe paper clr, bn, linear 60]",
 )
 @click.option("--lr", type=float, help="Learning rate of the main phase.  [default: by method, optimizer and base]")
 @click.option("--retrain-lr", type=float, help="packnet: of the retraining after pruning.  [default: a tenth of --lr]")

@@ -35,8 +35,8 @@ class Report:
         changed_bits: of earlier tasks; anything but 0 is an error instead of a report.
         compared: earlier versions that this was proved for.
         seconds: of this sitting.
-        cpu_seconds: CPU time of the training itself, validation included, over all sittings; reading the pictures,
-            exporting and proving are not in it. Under torchrun, the first process's.
+        cpu_seconds: CPU time of the training itself, validation included, over all sittings, each up to its last
+            checkpoint; reading, exporting and proving are not in it. Under torchrun, the first process's.
         run: the run's directory.
         dry_run: nothing was done.
         units: per layer what a clnp task added and reused, and what is left; empty for the others.
@@ -79,8 +79,9 @@ class Report:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """Read what `as_json` gave."""
-        typed: dict[str, Any] = {name: tuple(fields[name]) for name in ("labels", "warnings")}
+        """Read what `as_json` gave; `cpu_seconds` is 0 where a version wrote it that did not count."""
+        typed: dict[str, Any] = {"cpu_seconds": 0.0, **fields}
+        typed |= {name: tuple(fields[name]) for name in ("labels", "warnings")}
         typed["trials"] = tuple(Trial(**trial) for trial in fields["trials"])
         typed["units"] = tuple(UnitUse(**use) for use in fields["units"])
-        return cls(**{**fields, **typed})
+        return cls(**typed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -57,21 +58,28 @@ def run_variant(
     variant, count = VARIANTS[name], len(sources) if tasks is None else tasks
     settings = settings_of(variant, protocol, count, rate, seed)
     first = next(iter(sources))
-    setting = {"variant": name, "protocol": protocol.as_json(), "settings": dataclasses.asdict(settings)}
+    setting: dict[str, Any] = {
+        "variant": name,
+        "protocol": protocol.as_json(),
+        "settings": dataclasses.asdict(settings),
+    }
+    if variant.first is not None:
+        setting["later"] = dataclasses.asdict(settings_of(variant, protocol, count, rate, seed, first=first))
     ledger = Ledger(folder, setting | {"sources": list(sources)})
     with _store(folder / "store", variant, protocol, seed) as store:
         results: list[Found] = []
         for number, (task, source) in enumerate(sources.items(), 1):
             where = {"last": number == count, "first": first if number > 1 else None}
             own = settings_of(variant, protocol, count, rate, seed, **where)
+            more = functools.partial(_more, own.train_layers)
             try:
-                results.append(train_once(ledger, store, task, source, own, _more))
+                results.append(train_once(ledger, store, task, source, own, more))
             except OutOfCapacity:
                 if own.method != "packnet":
                     print(f"{name}, seed {seed}: nothing is free for {task} and those after it", flush=True)
                     break
                 starved = dataclasses.replace(own, train_layers="head", prune=None, pick=False, epochs=protocol.epochs)
-                results.append(train_once(ledger, store, task, source, starved, _starved))
+                results.append(train_once(ledger, store, task, source, starved, more))
             done(results[-1])
     return results
 
@@ -90,9 +98,11 @@ def _store(where: Path, variant: Variant, protocol: Protocol, seed: int) -> Stor
     )
 
 
-def _more(report: Report) -> Found:
+def _more(asked: str, report: Report) -> Found:
+    """What is kept beside `found`; `starved` of a task that was asked to train `asked` layers and found none free."""
     said = predictions(report)
-    return {
+    starved = {"starved": True} if report.plan["train_layers"] != asked else {}
+    return starved | {
         "version": report.version,
         "images": report.images,
         "macro_f1": macro_f1(said.labels, said.predicted),
@@ -106,10 +116,6 @@ def _more(report: Report) -> Found:
         "warnings": list(report.warnings),
         "seconds": report.seconds,
     }
-
-
-def _starved(report: Report) -> Found:
-    return _more(report) | {"starved": True}
 
 
 def predictions(report: Report) -> Predictions:
@@ -135,7 +141,12 @@ def choose_rate(
     """The learning rate with the best mean validation accuracy, each source trained alone; and the three means.
 
     A rate under which the loss stops being a number counts as 0.
+
+    Raises:
+        SystemExit: the variant's first task is of another method, and nothing else would be trained here.
     """
+    if VARIANTS[name].first is not None:
+        raise SystemExit(f"{name}: no learning rate can be chosen on tasks that are each the first")
 
     def top1(rate: float, task: str) -> float:
         where = folder / f"{rate:g}-{task}"

@@ -10,7 +10,7 @@ expected    at a fixed 60 % later tasks starve (.6^20 of the weights is nothing)
 VGG16-BN from a random start on 20 x 5 classes of tiny_imagenet32_100, which stands in for CIFAR-100, 32 pixels, 30
 epochs over all phases. PackNet in a store that keeps nothing: a fixed 60 %, auto, equal:20, pick; `finetune` is a
 network per task, each from a random start of its own. One learning rate for all, `--lr` (pick, which trains with Adam,
-at its default, as Piggyback's masks). A task that finds nothing free trains a head over what is there and is marked
+and Piggyback at their defaults). A task that finds nothing free trains a head over what is there and is marked
 `starved`. Piggyback needs a network that has learned something to select from: its first task takes the whole network,
 the other nineteen stand on that.
 """

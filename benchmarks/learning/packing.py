@@ -107,9 +107,9 @@ def train_once(
 def finished_run(runs: Path, task: str, method: str) -> Report | None:
     """The newest finished run of a task by a method in a store's `runs`; None where there is none."""
     for path in sorted(runs.glob(f"*/{REPORT}"), reverse=True):
-        report = Report.from_json(json.loads(path.read_text(encoding="utf-8")))
-        if (report.task, report.method) == (task, method):
-            return dataclasses.replace(report, run=str(path.parent))
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if (fields["task"], fields["method"]) == (task, method):
+            return dataclasses.replace(Report.from_json(fields), run=str(path.parent))
     return None
 
 

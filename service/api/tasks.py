@@ -58,7 +58,8 @@ async def register_task(request: Request, query: Annotated[RegisterQuery, Query(
         label = query.label or "auto"
         registered, probing = await asyncio.to_thread(_register, runtime, content_type, body, label, actor)
         record.took("register", time.monotonic() - started - probing)
-        record.took("probe", probing)
+        if probing:  # an artifact that is there already is not probed again
+            record.took("probe", probing)
     await runtime.refresh()
     version = registered.version
     record.tasks.append(version.task)

@@ -154,6 +154,18 @@ def test_a_packnet_task_that_finds_nothing_free_trains_a_head_and_says_so(data, 
     protocol = Protocol("tinyresnet", None, SIDE, 1, keep=0.0)
     first, second = run_variant("packnet equal", sources, protocol, 0.01, 0, tmp_path, tasks=1)
     assert (first["free"], first.get("starved"), second["starved"], second["claimed"]) == (0, None, True, 0)
+    ledger = tmp_path / "ledger.json"
+    kept = json.loads(ledger.read_text())
+    del kept["found"]["packnet second"]
+    ledger.write_text(json.dumps(kept))  # as if killed after the run and before noting it
+    assert run_variant("packnet equal", sources, protocol, 0.01, 0, tmp_path, tasks=1)[1]["starved"] is True
+
+
+def test_a_run_of_piggyback_on_the_first_is_not_taken_for_one_at_another_learning_rate(data, tmp_path):
+    sources, protocol = {"first": data / "flowers89.zip"}, Protocol("tinyresnet", None, SIDE, 1, per_class=4)
+    run_variant("piggyback on the first", sources, protocol, 3e-4, 0, tmp_path)
+    with pytest.raises(SystemExit, match="another later; give --work another folder"):
+        run_variant("piggyback on the first", sources, protocol, 3e-3, 0, tmp_path)
 
 
 def test_the_mean_difference_is_that_of_the_tasks_and_its_interval_spreads_with_few_pictures():

@@ -45,13 +45,13 @@ libc.malloc.restype = ctypes.c_void_p
 libc.free.argtypes = [ctypes.c_void_p]
 libc.mallinfo2.restype = Info
 told = sys.argv[1] == "told" and return_freed()
-libc.free(libc.malloc(16 << 20))  # from here on glibc, left alone, takes 8 MiB from the heap
+libc.free(libc.malloc(31 << 20))  # from here on glibc, left alone, takes 20 MiB from the heap
 before = libc.mallinfo2().hblkhd
-piece = libc.malloc(8 << 20)
+piece = libc.malloc(20 << 20)
 mapped = libc.mallinfo2().hblkhd - before
 libc.free(piece)
 trim()
-print(told, mapped >= 8 << 20)
+print(told, mapped >= 20 << 20)
 """
 
 
@@ -62,3 +62,33 @@ def test_a_large_piece_is_a_mapping_of_its_own_whatever_was_freed_before(way: st
         [sys.executable, "-c", MAPPED_AFTER_A_LARGER_PIECE_WAS_FREED, way], capture_output=True, text=True, check=True
     )
     assert done.stdout.split("\n")[0] == said
+
+
+GIVEN_BACK = """
+import ctypes, sys
+from service.memory import trim
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+pieces = [libc.malloc(1 << 16) for _ in range(1600)]  # 100 MB in pieces that are never mapped by themselves
+for piece in pieces:
+    ctypes.memset(piece, 1, 1 << 16)
+for piece in pieces[:-1]:
+    libc.free(piece)  # the last one holds the heap's end
+before = resident()
+if sys.argv[1] == "trim":
+    trim()
+print(before - resident() > 80 << 20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library has no such function")
+@pytest.mark.parametrize(("way", "said"), [("trim", "True"), ("left alone", "False")])
+def test_what_was_freed_below_a_piece_in_use_is_given_back(way: str, said: str) -> None:
+    done = subprocess.run([sys.executable, "-c", GIVEN_BACK, way], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == said

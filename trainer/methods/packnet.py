@@ -60,8 +60,8 @@ class PackNet(Method):
         epochs; retraining starts at a tenth of it; the gradient is clipped.
 
         With `--pick` (ours, after CPG and WSN): Adam, and Piggyback's real-valued mask over what the lineage owns,
-        learned in phase B together with the claim, at a fifth of its learning rate (Piggyback's 1e-4 by default), and
-        fixed in C and D. A founding claim has nothing to pick from.
+        learned in phase B together with the claim, at a fifth of its learning rate (by default the 1e-4 that Piggyback
+        published), and fixed in C and D. A founding claim has nothing to pick from.
 
         Departures of both from the authors' code: pictures go through the store's one preprocess and are cropped at
         random (`augment.py`); they are mirrored only on request; phases end at their best validation accuracy, where
