@@ -22,7 +22,7 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 EDGE = {
     "taskpack_requests_total": "Requests answered, by registered task (empty where none was named) and status.",
     "taskpack_request_seconds": "Time from a request's head to the end of its answer.",
-    "taskpack_stage_seconds": "Time of the stages of a request: read, decode, queue, infer; of a registration: read, register, probe.",
+    "taskpack_stage_seconds": "Time of a stage: read, decode, queue, infer; at a registration read, register, probe.",
     "taskpack_rejected_total": "Requests that were turned away, by reason.",
 }
 ENGINE = {
