@@ -53,28 +53,10 @@ CHOICE_MARGIN = 0.0010
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run, print a table, write the JSON; returns what was written."""
-    parser = parser_of(__doc__, epochs=30)
-    parser.add_argument("--arch", default=ARCH)
-    parser.add_argument("--batch-size", type=int, default=SETTINGS.batch_size)
-    parser.add_argument("--lr", type=float, default=SETTINGS.lr)
-    parser.add_argument("--l1", type=float, default=SETTINGS.l1)
-    parser.add_argument("--grid", type=float, nargs="+", help="values of L1 to choose from, on task 1's validation")
-    parser.add_argument("--margin", type=float, default=SETTINGS.margin)
-    parser.add_argument("--precision", default=SETTINGS.precision)
-    parser.add_argument("--finetune", action="store_true", help="the fine-tuning variant")
-    arguments = parser.parse_args(argv)
+    arguments = _parser().parse_args(argv)
     torch.set_num_threads(1)
     cut, mnist = cut_of(arguments), mnist_of(arguments)
-    settings = dataclasses.replace(
-        SETTINGS,
-        epochs=arguments.epochs,
-        batch_size=arguments.batch_size,
-        lr=arguments.lr,
-        l1=arguments.l1,
-        margin=arguments.margin,
-        precision=arguments.precision,
-        finetune=arguments.finetune,
-    )
+    settings = _settings_of(arguments)
     chosen: dict[float, float] = {}
     if arguments.grid:
         chosen = {l1: _first_task(arguments, dataclasses.replace(settings, l1=l1)) for l1 in arguments.grid}
@@ -120,6 +102,32 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     write(path, result)
     print(shown(result))
     return result
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = parser_of(__doc__, epochs=30)
+    parser.add_argument("--arch", default=ARCH)
+    parser.add_argument("--batch-size", type=int, default=SETTINGS.batch_size)
+    parser.add_argument("--lr", type=float, default=SETTINGS.lr)
+    parser.add_argument("--l1", type=float, default=SETTINGS.l1)
+    parser.add_argument("--grid", type=float, nargs="+", help="values of L1 to choose from, on task 1's validation")
+    parser.add_argument("--margin", type=float, default=SETTINGS.margin)
+    parser.add_argument("--precision", default=SETTINGS.precision)
+    parser.add_argument("--finetune", action="store_true", help="the fine-tuning variant")
+    return parser
+
+
+def _settings_of(arguments: argparse.Namespace) -> Settings:
+    return dataclasses.replace(
+        SETTINGS,
+        epochs=arguments.epochs,
+        batch_size=arguments.batch_size,
+        lr=arguments.lr,
+        l1=arguments.l1,
+        margin=arguments.margin,
+        precision=arguments.precision,
+        finetune=arguments.finetune,
+    )
 
 
 def choose(val_top1: Mapping[float, float]) -> float:

@@ -107,16 +107,19 @@ async def test_every_fault_of_an_artifact_is_told(shared: Web) -> None:
 async def test_an_artifact_whose_probe_gives_other_logits_is_422(shared: Web) -> None:
     sound = read_artifact(new_task(shared.store, "cars"))
     lying = {**sound.tensors, "probe.logits": sound.tensors["probe.logits"].flip(0)}
-    problem(await shared.register(write_artifact(sound.manifest, lying)), 422)
+    faults = problem(await shared.register(write_artifact(sound.manifest, lying)), 422)["errors"]
+    assert faults[0].startswith("probe: a logit is off by"), faults
 
 
 async def test_an_artifact_for_another_backbone_is_409(shared: Web) -> None:
-    problem(await shared.register(zoo.task(zoo.backbone(seed=9), "cars", "clr")), 409)
+    told = problem(await shared.register(zoo.task(zoo.backbone(seed=9), "cars", "clr")), 409)
+    assert "backbone" in told["detail"]
 
 
 async def test_an_artifact_whose_parent_is_missing_is_409(shared: Web) -> None:
     parent = read_artifact(new_task(shared.store, "roots", method="packnet"))
-    problem(await shared.register(zoo.task(shared.store.backbone, "cars", "linear", ancestors=[parent])), 409)
+    artifact = zoo.task(shared.store.backbone, "cars", "linear", ancestors=[parent])
+    assert parent.version[:19] in problem(await shared.register(artifact), 409)["detail"]
 
 
 async def test_claims_that_overlap_are_409(shared: Web) -> None:
