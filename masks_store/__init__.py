@@ -4,7 +4,7 @@ Knows nothing of the web and of optimisers. FORMAT.md describes the files. Where
 
 a file          container.py manifest.py artifact.py backbones.py weights.py bitmask.py pictures.py
 what a task is  networks.py bodies.py owners.py units.py unit_claims.py selections.py views.py probe.py images.py
-                task_inference.py methods/
+                arithmetic.py task_inference.py methods/
 the store       store.py (its door) creation.py blobs.py files.py ledger.py occupancy.py reservations.py
                 admission.py registration.py removal.py verify.py process.py
 the registry    registry.py tables.py transaction.py records.py lookup.py inventory.py
@@ -12,6 +12,8 @@ commands        cli.py
 """
 
 from .admission import TAKES as TAKES
+from .arithmetic import lacks_instructions as lacks_instructions
+from .arithmetic import plain_arithmetic as plain_arithmetic
 from .artifact import MAX_PROBES as MAX_PROBES
 from .artifact import NORM_FIELDS as NORM_FIELDS
 from .artifact import Artifact as Artifact
@@ -101,7 +103,6 @@ from .probe import Prober as Prober
 from .probe import check_probe as check_probe
 from .probe import eager_prober as eager_prober
 from .probe import pack_images as pack_images
-from .probe import plain_arithmetic as plain_arithmetic
 from .probe import probe_faults as probe_faults
 from .probe import reference_logits as reference_logits
 from .probe import synthetic_images as synthetic_images

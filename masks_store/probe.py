@@ -6,11 +6,8 @@ default, seeded noise over gradients, so that an artifact leaks no training pict
 
 from __future__ import annotations
 
-import contextlib
 import io
-import threading
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -19,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .arithmetic import plain_arithmetic
 from .artifact import MAX_PROBES, Artifact
 from .backbones import Backbone
 from .errors import FormatError, InvalidInput, ProbeFailed
@@ -155,32 +153,3 @@ def check_probe(
     faults = probe_faults(reference, prober(backbone, lineage, view), dtype)
     if faults:
         raise ProbeFailed(f"{lineage[-1].version}: its probe gives other logits than when it was made", faults)
-
-
-@contextlib.contextmanager
-def plain_arithmetic() -> Generator[None]:
-    """fp32 as written: no TF32 on a GPU while the block runs, nor while another thread is in one."""
-    with _plain.lock:
-        if not _plain.inside:
-            _plain.before = bool(torch.backends.cuda.matmul.allow_tf32), bool(torch.backends.cudnn.allow_tf32)
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        _plain.inside += 1
-    try:
-        yield
-    finally:
-        with _plain.lock:
-            _plain.inside -= 1
-            if not _plain.inside:
-                torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = _plain.before
-
-
-@dataclass
-class _Plain:
-    """The switches belong to the process: the last thread out sets them back."""
-
-    lock: threading.Lock = field(default_factory=threading.Lock)  # pyright: ignore[reportUnknownVariableType]
-    inside: int = 0
-    before: tuple[bool, bool] = (False, False)
-
-
-_plain = _Plain()

@@ -15,10 +15,20 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from masks_store import DIMENSIONS, InvalidInput, NotFound, Prober, Store, TaskpackError, projection
+from masks_store import (
+    DIMENSIONS,
+    InvalidInput,
+    NotFound,
+    Prober,
+    Store,
+    TaskpackError,
+    lacks_instructions,
+    projection,
+)
 
 from .batching import Batcher, QueuedRequest
 from .engine import (
+    DTYPES,
     DeadlinePassed,
     DeviceOverlay,
     Draining,
@@ -120,6 +130,8 @@ class Serving:
         delay = max_delay_s if found.type == "cuda" else 0.0
         self._batcher = Batcher(max_batch=max_batch, limit_s=queue_limit_s, workers=count, delay_s=delay)
         log.info("views and adapters are computed by %s", self._engine.computes)
+        if lacks_instructions(DTYPES[self.dtype], found):
+            log.warning("this processor has no instructions for bfloat16: --dtype fp32 is several times as fast")
         self._workers = Workers(self._engine, self._batcher, count, worker_threads)
         self._residency = Residency(store, self._engine, host_bytes=host, overlay_bytes=overlays)
         dtypes = ("fp32",) if self.dtype == "fp32" else ("bf16", "fp32")

@@ -21,14 +21,13 @@ class Group:
     """What requests must have in common to share a forward.
 
     Attributes:
-        sight: the shared weights that they see.
+        weights: the shared weights that they see; or the key of those that came with them (`DeviceOverlay.weights`): a
+            smaller network, which tasks of equal units have in common, or a view that is in no pool yet.
         dtype: `fp32` or `bf16`.
-        own: whether their weights came with them: a smaller network, or a view that is in no pool yet.
     """
 
-    sight: Sight
+    weights: Sight | str
     dtype: str
-    own: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,8 @@ class Work:
     @property
     def group(self) -> Group:
         """Works with equal groups may share a forward."""
-        return Group(self.sight, self.dtype, self.task.weights is not None)
+        own = self.task.weights
+        return Group(self.sight if own is None else own.key, self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class Workers:
 
     def _loaded(self, group: Hashable) -> bool:
         assert isinstance(group, Group)
-        return group.own or self._engine.resident(group.sight, group.dtype)
+        return isinstance(group.weights, str) or self._engine.resident(group.weights, group.dtype)
 
     def _serve(self, batch: Sequence[QueuedRequest]) -> None:
         try:

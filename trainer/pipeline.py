@@ -38,7 +38,7 @@ from .methods.packnet import by_folds, trials
 from .network import Network
 from .outcome import Report
 from .phase import Phase
-from .plan import Plan, make_fabric, make_plan, seeded
+from .plan import Plan, make_fabric, make_plan, seeded, slow_precision
 from .predictions import Predictions
 from .progress import Reporter, Silent
 from .proof import Witness, check_unchanged, witnesses
@@ -232,6 +232,8 @@ def prepare(
         folds, choices = fold_sources(data, settings.seed), by_folds(choices)
     if method.takes_weights and capacity.starved:
         warnings.append(starving(capacity, settings.method))
+    if slow := slow_precision(settings.precision, device):
+        warnings.append(slow)
     plan = make_plan(task, settings, ground, choices, data, device, processes)
     _check_shares(plan, data)
     _introduce(store, plan, data, capacity, choices.takes, reporter)

@@ -21,6 +21,8 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from masks_store import lacks_instructions
+
 from .config import Settings
 from .data import Source
 from .phase import Phase
@@ -186,6 +188,20 @@ def make_fabric(precision: str, device: torch.device, processes: int = 1) -> Fab
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # else each process tells that it is there
         fabric.launch()
     return fabric
+
+
+def slow_precision(precision: str, device: torch.device) -> str | None:
+    """What to tell the user of a precision that a device has no instructions for; None where there is nothing to."""
+    dtype, name = _MIXED.get(precision, (torch.float32, ""))
+    if not lacks_instructions(dtype, device):
+        return None
+    return (
+        f"this processor has no instructions for {name}: --precision {precision} will take several times as long as"
+        " 32-true, for the same result"
+    )
+
+
+_MIXED = {"bf16-mixed": (torch.bfloat16, "bfloat16"), "16-mixed": (torch.float16, "float16")}
 
 
 def _strategy() -> DDPStrategy:

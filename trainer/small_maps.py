@@ -1,10 +1,12 @@
-"""Convolutions of small maps as one matrix product, in training on a CPU.
+"""Convolutions of small maps, and those that oneDNN breaks on, as one matrix product, in training on a CPU.
 
 Where a layer has more weights than its maps have positions (the late layers of a network that sees small pictures),
 oneDNN spends most of a training step on bringing weights and their gradients into its own order and back. There the
 same sums are one product of the maps' patches [N·L, k·k·C] and the weights [k·k·C, O], as they lie in channels_last
 ("im2col": Chellapilla, Puri and Simard, "High Performance Convolutional Neural Networks for Document Processing", 2006,
 section 2.2). `benchmarks.small_maps` measures both.
+
+The same product stands in for what oneDNN computes out of bounds (`corrupts`).
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ from torch.overrides import TorchFunctionMode
 
 POSITIONS_PER_CHANNEL = 4
 """Of the output, all maps of the batch together: the most at which the product is the faster one."""
+AVX2_FLOATS = 8
 
 
 @final
 class SmallMaps(TorchFunctionMode):
-    """Within this context every convolution of small maps is a matrix product; the others are as they were.
+    """Within this context every convolution of small maps, and every one that `corrupts`, is a matrix product.
 
     Values and gradients differ by rounding only. A convolution with groups, dilation or padding by name is left alone.
     """
@@ -34,12 +37,26 @@ class SmallMaps(TorchFunctionMode):
         """Called by torch in place of `func`."""
         if func is F.conv2d and not kwargs and len(args) == 7:  # as nn.Conv2d calls it
             input, weight, bias, stride, padding, dilation, groups = args
-            if groups == 1 and dilation == (1, 1) and is_small(input, weight, stride, padding):
+            plain = groups == 1 and dilation == (1, 1) and not isinstance(padding, str)
+            if plain and (corrupts(weight, stride) or is_small(input, weight, stride, padding)):
                 return product(input, weight, bias, stride, padding)
         return func(*args, **(kwargs or {}))
 
 
-def is_small(input: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int] | str) -> bool:
+def corrupts(weight: Tensor, stride: tuple[int, int]) -> bool:
+    """Whether oneDNN may write beyond its memory for the weight's gradient, which ends the process sooner or later.
+
+    It does on processors with AVX2 and without AVX-512, where a 1x1 kernel takes steps and reads fewer channels than an
+    AVX2 register has numbers (torch 2.15.0; a ResNet narrower than any usual one).
+
+    Args:
+        weight: [O, C, k, k].
+        stride: of the convolution.
+    """
+    return weight.shape[2:] == (1, 1) and weight.shape[1] < AVX2_FLOATS and stride != (1, 1)
+
+
+def is_small(input: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> bool:
     """Whether the product is the faster one.
 
     Args:
@@ -47,8 +64,6 @@ def is_small(input: Tensor, weight: Tensor, stride: tuple[int, int], padding: tu
         weight: [O, C, k, k].
         stride, padding: of the convolution, vertical and horizontal.
     """
-    if isinstance(padding, str):
-        return False
     count, _, *sides = input.shape
     positions = [
         (side + 2 * pad - kernel) // step + 1

@@ -196,13 +196,13 @@ class Engine:
         self.shared.release(version)
 
     def run(self, sight: Sight, dtype: str, images: Sequence[Pictures], tasks: Sequence[DeviceOverlay]) -> list[Logits]:
-        """Answer requests whose tasks see the same shared weights: one forward for all that can share it.
+        """Answer requests whose tasks see the same weights: one forward for all that can share it.
 
         Tasks that fold share one with those of the same norm, the others all with one another; on a GPU with those
-        whose rows are of one form.
+        whose rows are of one form. Tasks that bring weights share them with those that bring the very same.
 
         Args:
-            sight: what they see.
+            sight: what they see of the shared weights; not looked at for tasks that bring their own.
             dtype: `fp32` or `bf16`, the one that `tasks` were loaded for.
             images: uint8 [n, H, W, 3] per request.
             tasks: one per request.
@@ -210,15 +210,16 @@ class Engine:
         Returns:
             float32 [n, classes] per request, in their order.
         """
-        shares: dict[str | RowForm | None, list[int]] = {}
+        shares: dict[tuple[str | None, str | RowForm | None], list[int]] = {}
         for i, task in enumerate(tasks):
+            own = None if task.weights is None else task.weights.key
             form = None if task.row is None else task.row.form
-            shares.setdefault(task.layers.key if task.folds else form, []).append(i)
+            shares.setdefault((own, task.layers.key if task.folds else form), []).append(i)
         answers: list[Logits] = [np.empty((0, 0), np.float32)] * len(tasks)
         for members in shares.values():
-            own = [tasks[i] for i in members]
-            with self._weights(sight, dtype, own[0]) as weights:
-                logits = self._forward(weights, dtype, [images[i] for i in members], own)
+            mine = [tasks[i] for i in members]
+            with self._weights(sight, dtype, mine[0]) as weights:
+                logits = self._forward(weights, dtype, [images[i] for i in members], mine)
             for i, answer in zip(members, logits, strict=True):
                 answers[i] = answer
         return answers

@@ -102,22 +102,6 @@ def test_the_reference_is_computed_without_tf32_and_the_switches_are_put_back(ti
             raise KeyError
 
 
-def test_a_thread_that_ends_first_leaves_tf32_off_for_the_others() -> None:
-    was = tf32.switches()
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    try:
-        first, second = plain_arithmetic(), plain_arithmetic()
-        first.__enter__()
-        second.__enter__()
-        first.__exit__(None, None, None)
-        during = tf32.switches()
-        second.__exit__(None, None, None)
-        after = tf32.switches()
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = was
-    assert (during, after) == ((False, False), (True, True))
-
-
 def test_artifacts_differ_only_where_they_should(tiny_backbone: Backbone) -> None:
     one, two = (read_artifact(zoo.task(tiny_backbone, name)) for name in ("one", "two"))
     assert one.version != two.version

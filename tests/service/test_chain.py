@@ -22,6 +22,7 @@ from service.engine.pooling import max_pool
 from service.engine.program import Conv, MaxPool, Program, trace
 
 from .. import zoo
+from ..processor import ONEDNN_DTYPES
 from . import rig
 
 CHANNELS, SIDE = 8, 12
@@ -93,12 +94,12 @@ WIRINGS = st.lists(
 
 
 @settings(deadline=None, max_examples=60)
-@given(wirings=WIRINGS, rows=st.sampled_from([1, 2, 5]), half=st.booleans(), seed=st.integers(0, 99))
+@given(wirings=WIRINGS, rows=st.sampled_from([1, 2, 5]), dtype=st.sampled_from(ONEDNN_DTYPES), seed=st.integers(0, 99))
 def test_every_value_that_is_read_later_has_the_bits_of_the_steps_one_by_one(
-    wirings: list[tuple[str, int, int]], rows: int, half: bool, seed: int
+    wirings: list[tuple[str, int, int]], rows: int, dtype: torch.dtype, seed: int
 ) -> None:
     torch.manual_seed(seed)
-    network, dtype = Network(wirings).eval(), torch.bfloat16 if half else torch.float32
+    network = Network(wirings).eval()
     program, chains = trace(network), Chains()
     weights = laid(program, network, dtype)
     biases = {name: torch.randn(CHANNELS).to(dtype) for name in weights}

@@ -20,6 +20,7 @@ from service.engine.onednn import PLANNED, Geometry, Laid, Order, Refused, convo
 from service.engine.places import computing_in
 from service.engine.program import Conv
 
+from ..processor import HAS_BF16, ONEDNN_DTYPES, bf16
 from . import native
 
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-8}
@@ -99,7 +100,7 @@ def cases(draw: st.DrawFn) -> Case:
         (padding, padding),
         (dilation, dilation),
         groups,
-        draw(st.sampled_from([torch.float32, torch.bfloat16])),
+        draw(st.sampled_from(ONEDNN_DTYPES)),
     )
     flags = st.booleans()
     return Case(
@@ -138,7 +139,7 @@ def geometry(layer: tuple[int, int, int, int], dtype: torch.dtype) -> Geometry:
     return Geometry((o, i, kernel, kernel), (side, side), (1, 1), pads, (1, 1), 1, dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, bf16])
 @pytest.mark.parametrize("layer", LAYERS)
 def test_a_single_picture_s_weight_is_never_brought_into_another_order(
     layer: tuple[int, int, int, int], dtype: torch.dtype
@@ -148,7 +149,7 @@ def test_a_single_picture_s_weight_is_never_brought_into_another_order(
     assert not order.plan((1, layer[3], layer[3])).moves
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, bf16])
 def test_an_order_that_a_batch_does_not_want_is_brought_into_one_that_it_does(dtype: torch.dtype) -> None:
     """A weight laid for another size of picture and read by a batch: all sizes of batch give the same numbers."""
     whole = geometry((64, 32, 3, 9), dtype)
@@ -200,6 +201,13 @@ def test_no_more_plans_are_kept_than_is_said_and_a_forgotten_one_is_made_again()
     for batch in range(2, 2 + PLANNED):
         order.plan((batch, 4, 4))
     assert order.plan((1, 4, 4)) is not first
+
+
+@pytest.mark.skipif(HAS_BF16, reason="this processor has instructions for bfloat16")
+@pytest.mark.parametrize("layer", LAYERS)
+def test_what_a_processor_has_no_instructions_for_is_refused(layer: tuple[int, int, int, int]) -> None:
+    with pytest.raises(Refused, match="oneDNN does not compute"):
+        order_of(geometry(layer, torch.bfloat16))
 
 
 def test_a_padding_that_is_named_is_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from masks_store import ClaimOverlap, NotFound, ProbeFailed, Store, create, deco
 from service.engine import DeviceOverlay, Engine, Kernels
 from service.residency import Residency
 from service.serving import Serving
+from service.workers import Work
 
 from .. import zoo
 from . import live, rig
@@ -126,6 +128,41 @@ def test_tasks_with_equal_units_share_one_cut_network_and_answer_as_if_alone(
         rig.check(live.expected(store, version, images), answer, name)
         alone, _, one = _loaded(store, {name: version})
         assert alone.run(sight, "fp32", [images], [one[name]])[0].tobytes() == answer.tobytes()
+
+
+def test_tasks_with_equal_units_share_a_forward_and_others_do_not(store: Store, twins: dict[str, str]) -> None:
+    rows: list[int] = []
+
+    def conv2d(x: Tensor, *rest: Any) -> Tensor:
+        rows.append(len(x))
+        return Kernels().conv2d(x, *rest)
+
+    engine = Engine(store.backbone, kernels=Kernels(conv2d=conv2d))
+    residency = Residency(store, engine, host_bytes=1 << 24, overlay_bytes=1 << 24)
+    residency.start()
+    images = {name: rig.pictures(store.backbone, n, n) for n, name in enumerate(twins, 1)}
+    works: dict[str, Work] = {}
+    for name, version in twins.items():
+        record = residency.lease(version)
+        works[name] = Work(record.sight, "fp32", images[name], residency.load(record, "fp32"))
+    layers = len(store.backbone.units.layers)
+
+    def together(*names: str) -> int:
+        """Rows of the first layer's call, once for each forward."""
+        rows.clear()
+        mine = [works[name] for name in names]
+        answers = engine.run(mine[0].sight, "fp32", [work.images for work in mine], [work.task for work in mine])
+        for name, answer in zip(names, answers, strict=True):
+            rig.check(live.expected(store, twins[name], images[name]), answer, name)
+        assert set(Counter(rows).values()) == {layers}
+        return len(rows) // layers
+
+    assert together("one", "two") == 1
+    assert works["one"].group == works["two"].group
+    assert together("two", "other", "one") == 2
+    assert works["one"].group != works["other"].group != works["founder"].group
+    assert together("head", "two") == 1, "a head on the one computes with the weights of both"
+    assert together("norm", "two") == 2, "a norm of its own is not in the twins' weights"
 
 
 def test_a_shared_cut_network_is_counted_once_and_goes_with_the_last_task_that_has_it(

@@ -10,12 +10,23 @@ import pytest
 import torch
 
 import trainer
-from masks_store import InvalidInput, NotFound, OutOfCapacity, Pool, Store, StoreReserved, TaskpackError, read_artifact
+from masks_store import (
+    InvalidInput,
+    NotFound,
+    OutOfCapacity,
+    Pool,
+    Store,
+    StoreReserved,
+    TaskpackError,
+    lacks_instructions,
+    read_artifact,
+)
 from trainer import proof
 from trainer.ground import ground_for
 from trainer.loop import Keeper
 from trainer.methods import METHODS
-from trainer.pipeline import train
+from trainer.pipeline import prepare, train
+from trainer.progress import Silent
 from trainer.runs import new_run, resume_run
 
 from .rig import loop_for, new_store, quick, read, state_bits
@@ -247,6 +258,15 @@ def test_packnet_in_a_full_store_says_what_to_do_and_writes_nothing(store, data,
         train(store, "two", other, quick())
     assert _files(store) == before
     assert train(store, "view", other, quick(epochs=1, method="clr")).free == 0
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16-mixed", torch.bfloat16), ("16-mixed", torch.float16)])
+def test_a_precision_that_the_processor_only_imitates_is_told_before_training(store, data, precision, dtype):
+    plain = prepare(store, "one", data, quick(), Silent())
+    assert not plain.warnings
+    mixed = prepare(store, "one", data, quick(precision=precision), Silent())
+    told = [warning for warning in mixed.warnings if "no instructions for" in warning and precision in warning]
+    assert len(told) == int(lacks_instructions(dtype, torch.device("cpu")))
 
 
 def test_a_task_is_warned_before_it_starves(store, data, other):

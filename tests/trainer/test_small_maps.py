@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -85,19 +87,46 @@ def test_under_autocast_the_output_has_its_dtype_and_the_gradients_those_of_thei
         (nn.Conv2d(2, 8, 3, padding=1, stride=2), 8, True),
         (nn.Conv2d(2, 8, 3, padding=1), 8, False),
         (nn.Conv2d(2, 8, 1), 4, True),
+        (nn.Conv2d(7, 8, 1), 32, False),
+        (nn.Conv2d(7, 8, 1, stride=2), 32, True),  # whatever its size: oneDNN would break on it
+        (nn.Conv2d(8, 8, 1, stride=2), 32, False),
         (nn.Conv2d(2, 8, 3, padding=1, padding_mode="circular"), 4, True),  # padded before
         (nn.Conv2d(8, 8, 3, padding=1, groups=8), 2, False),
         (nn.Conv2d(2, 8, 3, padding=2, dilation=2), 4, False),
         (nn.Conv2d(2, 8, 3, padding="same"), 4, False),
     ],
 )
-def test_only_a_plain_convolution_of_small_maps_is_a_product(layer: nn.Conv2d, side: int, taken: bool) -> None:
+def test_only_a_plain_convolution_of_small_maps_or_one_that_onednn_breaks_on_is_a_product(
+    layer: nn.Conv2d, side: int, taken: bool
+) -> None:
     torch.manual_seed(0)
     images = torch.randn(2, layer.in_channels, side, side)
     with SmallMaps():
         found = layer(images)
     torch.testing.assert_close(found, layer(images))
     assert ("Convolution" not in found.grad_fn.name()) == taken
+
+
+BROKEN = """
+import torch
+from torch import nn
+from trainer.small_maps import SmallMaps
+
+torch.set_num_threads(1)
+layer = nn.Conv2d(4, 8, 1, stride=2).to(memory_format=torch.channels_last)
+images = torch.randn(32, 4, 16, 16).contiguous(memory_format=torch.channels_last)
+for _ in range(300):
+    with SmallMaps():
+        layer(images).square().sum().backward()
+    between = [torch.randn(length) for length in range(1, 60)]  # whose memory was written over
+print("sound")
+"""
+
+
+def test_a_gradient_that_onednn_writes_out_of_bounds_is_computed_without_it() -> None:
+    """On a processor with AVX2 and without AVX-512 the plain layer ends the process within these steps."""
+    ran = subprocess.run([sys.executable, "-c", BROKEN], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout.strip()) == (0, "sound"), ran.stderr
 
 
 def test_a_network_computes_small_maps_as_products_and_answers_as_before() -> None:
