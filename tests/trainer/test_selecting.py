@@ -15,6 +15,7 @@ from trainer.methods import METHODS
 from trainer.pipeline import train
 from trainer.plan import make_fabric, seeded
 from trainer.selecting import START, THRESHOLD, add_masks, real_masks, select, selected_weights, shown
+from trainer.small_maps import SmallMaps
 from trainer.step import make_gear, train_step
 
 from ..reference import piggyback as twin
@@ -71,7 +72,8 @@ def _gradients_of_the_twin(network, images, labels, memory_format):
         parameter.requires_grad_(True)
     head = copy.deepcopy(network.head).requires_grad_(True)
     head.zero_grad()
-    F.cross_entropy(head(plain(images)), labels).backward()
+    with SmallMaps():  # the same arithmetic, to be compared bit for bit
+        F.cross_entropy(head(plain(images)), labels).backward()
     flat = {name: parameter.grad.flatten().tolist() for name, parameter in packable(plain).items()}
     return {name: twin.straight_through(weights[name], flat[name]) for name in flat}, head
 
