@@ -21,6 +21,7 @@ from trainer.measure import predict
 from trainer.metrics import calibration_error, macro_f1
 from trainer.network import memory_format
 from trainer.phase import Phase, learning_rate, make_optimizer
+from trainer.small_maps import SmallMaps
 
 from .packing import Found
 from .variants import Protocol
@@ -52,7 +53,8 @@ def mixed_loss(
 ) -> Tensor:
     """Mean cross-entropy over a mixed batch's pictures, each under its own task's head."""
     images = normalise(torch.cat([pixels for _, pixels, _ in parts]), preprocess)
-    features = body(images.contiguous(memory_format=layout)).split([len(labels) for _, _, labels in parts])
+    with SmallMaps():  # as the trainer computes
+        features = body(images.contiguous(memory_format=layout)).split([len(labels) for _, _, labels in parts])
     losses = [
         F.cross_entropy(heads[task](own), labels, reduction="sum")
         for own, (task, _, labels) in zip(features, parts, strict=True)
