@@ -37,8 +37,12 @@ class SmallMaps(TorchFunctionMode):
         """Called by torch in place of `func`."""
         if func is F.conv2d and not kwargs and len(args) == 7:  # as nn.Conv2d calls it
             input, weight, bias, stride, padding, dilation, groups = args
-            plain = groups == 1 and dilation == (1, 1) and not isinstance(padding, str)
-            if plain and (corrupts(weight, stride) or is_small(input, weight, stride, padding)):
+            if (
+                groups == 1
+                and dilation == (1, 1)
+                and not isinstance(padding, str)
+                and (corrupts(weight, stride) or is_small(input, weight, stride, padding))
+            ):
                 return product(input, weight, bias, stride, padding)
         return func(*args, **(kwargs or {}))
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
+import json
+import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from trainer.runs import RESULTS, predictions_file
 
 from .ledger import Ledger
 from .packing import Found, train_once
+from .record import environment
 from .variants import VARIANTS, Protocol, Variant, settings_of
 
 ROUNDS = 2000
@@ -56,16 +59,8 @@ def run_variant(
         done: told of each task.
     """
     variant, count = VARIANTS[name], len(sources) if tasks is None else tasks
-    settings = settings_of(variant, protocol, count, rate, seed)
     first = next(iter(sources))
-    setting: dict[str, Any] = {
-        "variant": name,
-        "protocol": protocol.as_json(),
-        "settings": dataclasses.asdict(settings),
-    }
-    if variant.first is not None:
-        setting["later"] = dataclasses.asdict(settings_of(variant, protocol, count, rate, seed, first=first))
-    ledger = Ledger(folder, setting | {"sources": list(sources)})
+    ledger = Ledger(folder, setting_of(name, sources, protocol, rate, seed, tasks))
     with _store(folder / "store", variant, protocol, seed) as store:
         results: list[Found] = []
         for number, (task, source) in enumerate(sources.items(), 1):
@@ -82,6 +77,24 @@ def run_variant(
                 results.append(train_once(ledger, store, task, source, starved, more))
             done(results[-1])
     return results
+
+
+def setting_of(
+    name: str, sources: Iterable[str], protocol: Protocol, rate: float | None, seed: int, tasks: int | None = None
+) -> dict[str, Any]:
+    """All that a run of `run_variant` depends on, as JSON has it."""
+    variant, names = VARIANTS[name], list(sources)
+    count = len(names) if tasks is None else tasks
+    setting: dict[str, Any] = {
+        "variant": name,
+        "protocol": protocol.as_json(),
+        "settings": dataclasses.asdict(settings_of(variant, protocol, count, rate, seed)),
+        "sources": names,
+    }
+    if variant.first is not None:
+        later = settings_of(variant, protocol, count, rate, seed, first=names[0])
+        setting["later"] = dataclasses.asdict(later)
+    return json.loads(json.dumps(setting))
 
 
 def _store(where: Path, variant: Variant, protocol: Protocol, seed: int) -> Store:
@@ -169,24 +182,47 @@ def compete(
     seeds: Callable[[str], Sequence[int]],
     folder: Callable[[str, int], Path],
     tasks: int | None = None,
+    known: Mapping[str, Any] | None = None,
 ) -> None:
     """Run variants one after another.
 
     Args:
-        result: gets `variants`: name -> `lr` and `seeds`, each with its `tasks`.
+        result: gets `variants`: name -> `lr` and `seeds`, each with its `tasks`, what it was run by (`setting`) and
+            where (`ran`), and whether it is `whole`.
         save: called after every task.
         rates: the variants' names with their learning rates; None: the method's default.
         sources, protocol, tasks: see `run_variant`.
         seeds: of a variant; each in a store of its own.
         folder: of a variant and a seed.
+        known: `variants` of an earlier result. What is whole there and would be run the same way is taken over, of
+            variants and seeds that are not asked for, too: so a result grows over several machines.
     """
-    result["variants"] = {}
+
+    def taken_over(name: str, rate: float | None) -> list[dict[str, Any]]:
+        runs: list[dict[str, Any]] = known[name]["seeds"] if known is not None and name in known else []
+        asked = {run["seed"]: setting_of(name, sources, protocol, rate, run["seed"], tasks) for run in runs}
+        return [run for run in runs if run.get("whole") and run["setting"] == asked[run["seed"]]]
+
+    variants: dict[str, Any] = {}
+    for name in VARIANTS:
+        rate = rates[name] if name in rates else (known or {}).get(name, {}).get("lr")
+        if runs := taken_over(name, rate):
+            variants[name] = {"lr": rate, "seeds": runs}
+    result["variants"] = variants
     for name, rate in rates.items():
-        runs: list[dict[str, Any]] = []
-        result["variants"][name] = {"lr": rate, "seeds": runs}
+        runs = variants.setdefault(name, {"lr": rate, "seeds": []})["seeds"]
         for seed in seeds(name):
-            run: dict[str, Any] = {"seed": seed, "tasks": []}
+            if any(run["seed"] == seed for run in runs):
+                continue
+            run: dict[str, Any] = {
+                "seed": seed,
+                "setting": setting_of(name, sources, protocol, rate, seed, tasks),
+                "ran": environment(),
+                "whole": False,
+                "tasks": [],
+            }
             runs.append(run)
+            runs.sort(key=operator.itemgetter("seed"))
 
             def done(task: Found, name: str = name, run: dict[str, Any] = run) -> None:
                 run["tasks"].append(task)
@@ -194,6 +230,8 @@ def compete(
                 print(f"{name}, seed {run['seed']}, {task['task']}: test {task['test_top1']:.4f}", flush=True)
 
             run_variant(name, sources, protocol, rate, seed, folder(name, seed), tasks=tasks, done=done)
+            run["whole"] = True
+            save()
 
 
 def hits_of(result: Found) -> np.ndarray:

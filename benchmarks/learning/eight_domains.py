@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,8 @@ from .joint import train_jointly
 from .ledger import Ledger
 from .packing import Found
 from .photographs import parse, photograph_parser, protocol_of, run_experiment, sources_of
-from .record import mean_sd, table, write
-from .speed import milliseconds
+from .record import mean_sd, read, table, write
+from .speed import time_all
 from .variants import VARIANTS, Protocol
 
 SETS = (
@@ -55,30 +55,61 @@ CHOICE_SEED = 0
 
 
 def rate_of(
-    name: str, sources: Mapping[str, Path], protocol: Protocol, work: Path, tasks: int
-) -> tuple[float, dict[str, float]]:
-    """The learning rate of a variant, chosen on validation pictures of these sources, and what it was chosen by."""
+    name: str, sources: Mapping[str, Path], protocol: Protocol, work: Path, tasks: int, known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The learning rate of a variant (`rate`), chosen on validation pictures of these sources by `means`.
+
+    Args:
+        name, sources, protocol, tasks: see `contest.choose_rate`.
+        work: for ledgers.
+        known: `choices` of an earlier result, by variant: one made the same way is taken over.
+    """
     setting = {"protocol": protocol.as_json(), "sources": sorted(sources), "tasks": tasks}
+    setting = json.loads(json.dumps(setting | {"rates": VARIANTS[name].rates}))
+    if name in known and known[name]["setting"] == setting:
+        return known[name]
     ledger = Ledger(work / "rates" / slug(name), setting)
 
     def step() -> dict[str, Any]:
         rate, means = choose_rate(name, sources, protocol, CHOICE_SEED, ledger.folder, tasks)
         return {"rate": rate, "means": means}
 
-    chosen = ledger.once("rate", step)
-    return chosen["rate"], chosen["means"]
+    return {"setting": setting, **ledger.once("rate", step)}
+
+
+def joint_setting(sources: Iterable[str], protocol: Protocol) -> dict[str, Any]:
+    """What joint training depends on, besides its rate and seed; not on the order."""
+    return {"protocol": protocol.as_json(), "sources": sorted(sources)}
 
 
 def joint_of(
-    sources: Mapping[str, Path], protocol: Protocol, seeds: Sequence[int], work: Path, *, choose: bool
+    sources: Mapping[str, Path],
+    protocol: Protocol,
+    seeds: Sequence[int],
+    work: Path,
+    *,
+    choose: bool,
+    known: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Joint training as a variant of a result; a seed and a rate that were trained before are not trained again."""
-    ledger = Ledger(work / "joint", {"protocol": protocol.as_json(), "sources": sorted(sources)})
+    """Joint training as a variant of a result; a seed and a rate that were trained before are not trained again.
+
+    Args:
+        sources, protocol, seeds: see `contest.compete`.
+        work: for the ledger.
+        choose: whether to choose the learning rate.
+        known: the same of an earlier result: what was trained the same way is taken over.
+    """
+    setting = joint_setting(sources, protocol)
+    ledger = Ledger(work / "joint", setting)
     ordered = {name: sources[name] for name in sorted(sources)}
+    earlier: dict[str, Any] = known["trained"] if known is not None and known["setting"] == setting else {}
+    all_: dict[str, Any] = dict(earlier)
 
     def trained(rate: float, seed: int) -> list[Found]:
-        found = ledger.once(f"{rate:g} {seed}", lambda: {"tasks": train_jointly(ordered, protocol, rate, seed)})
-        by_name = {task["task"]: task for task in found["tasks"]}
+        step = f"{rate:g} {seed}"
+        if step not in all_:
+            all_[step] = ledger.once(step, lambda: {"tasks": train_jointly(ordered, protocol, rate, seed)})
+        by_name = {task["task"]: task for task in all_[step]["tasks"]}
         return [by_name[name] for name in sources]
 
     rates = VARIANTS[REFERENCE].rates
@@ -88,7 +119,13 @@ def joint_of(
     }
     rate = max(means, key=means.__getitem__) if means else rates[1]
     runs = [{"seed": seed, "tasks": trained(rate, seed)} for seed in seeds]
-    return {"lr": rate, "val_top1_by_lr": {f"{rate:g}": mean for rate, mean in means.items()}, "seeds": runs}
+    return {
+        "setting": setting,
+        "trained": all_,
+        "lr": rate,
+        "val_top1_by_lr": {f"{rate:g}": mean for rate, mean in means.items()},
+        "seeds": runs,
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -102,32 +139,35 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     names = arguments.sets[::-1] if arguments.reverse else arguments.sets
     sources = sources_of(arguments.data, names, work / "sources", arguments.per_class)
     few = {name: sources[name] for name in CHOOSE_ON if name in sources} if arguments.choose else {}
-    chosen = {
-        name: rate_of(name, few, protocol, work, len(sources)) if few else (VARIANTS[name].rates[1], {})
-        for name in arguments.variants
-    }
     suffix = "_reversed" if arguments.reverse else ""
+    earlier = read(arguments.out / f"eight_domains{suffix}.json")
+    joint = earlier.get("joint") or earlier.get("variants", {}).get("joint")
+    choices = dict[str, Any](earlier.get("choices", {}))
+    for name in arguments.variants if few else ():
+        choices[name] = rate_of(name, few, protocol, work, len(sources), choices)
+    rates = {name: choices[name]["rate"] if few else VARIANTS[name].rates[1] for name in arguments.variants}
     result = run_experiment(
         "eight_domains",
         arguments,
         protocol,
         sources,
-        {name: rate for name, (rate, _) in chosen.items()},
+        rates,
         seeds=lambda name: arguments.seeds if name in REPEATED else arguments.seeds[:1],
         suffix=suffix,
         order=names,
-        val_top1_by_lr={name: means for name, (_, means) in chosen.items()},
+        choices=choices,
+        joint=joint,  # among the variants once they are run
     )
-    folders = {name: work / f"{slug(name)}-{arguments.seeds[0]}{suffix}" for name in arguments.variants}
-    for name, taken in milliseconds(result["variants"], folders).items():
-        result["variants"][name]["milliseconds"] = taken
+    time_all(result["variants"], {name: work / f"{slug(name)}-{arguments.seeds[0]}{suffix}" for name in rates})
+    joint = result.pop("joint")
     if arguments.joint:
-        seeds = arguments.seeds[:1]
-        result["variants"]["joint"] = joint_of(sources, protocol, seeds, work, choose=arguments.choose)
+        joint = joint_of(sources, protocol, arguments.seeds[:1], work, choose=arguments.choose, known=joint)
+    if joint is not None and joint["setting"] == joint_setting(sources, protocol):
+        result["variants"]["joint"] = joint
     result["differences"] = differences(result)
-    forward = arguments.out / "eight_domains.json"
-    if arguments.reverse and forward.exists():
-        result["same_versions"] = same_versions(json.loads(forward.read_text()), result)
+    forward = read(arguments.out / "eight_domains.json")
+    if arguments.reverse and forward:
+        result["same_versions"] = same_versions(forward, result)
     write(arguments.out / f"eight_domains{suffix}.json", result)
     print(shown(result))
     return result
@@ -177,7 +217,7 @@ def shown(result: dict[str, Any]) -> str:
                 f"{100 * statistics.mean(task['macro_f1'] for task in tasks):.1f}",
                 f"{100 * statistics.mean(task['calibration_error'] for task in tasks):.1f}",
                 f"{statistics.mean(task['bytes'] for task in tasks):,.0f}",
-                f"{variant['milliseconds']:.2f}" if "milliseconds" in variant else "",
+                _time(variant),
                 f"{sum(task['presentations'] for task in tasks):,}",
             ]
         )
@@ -189,7 +229,7 @@ def shown(result: dict[str, Any]) -> str:
         "macro-F1",
         "calibration error",
         "bytes a task",
-        "ms an image",
+        "ms an image (× plain)",
         "shown",
     ]
     lines = [table(head, rows), ""]
@@ -197,6 +237,12 @@ def shown(result: dict[str, Any]) -> str:
     lines += [f"{name}: {'the same' if same else 'other'} artifacts in the other order"
               for name, same in result.get("same_versions", {}).items()]  # fmt: skip
     return "\n".join(lines)
+
+
+def _time(variant: Mapping[str, Any]) -> str:
+    """Of the first seed's last task, and how many times as long as the plain network took beside it."""
+    taken = variant["seeds"][0].get("milliseconds")
+    return f"{taken['own']:.2f} ({taken['own'] / taken['plain']:.2f})" if taken else ""
 
 
 def _interval(found: Sequence[float]) -> str:

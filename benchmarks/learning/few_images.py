@@ -19,7 +19,7 @@ from typing import Any
 
 from .contest import compete, slug
 from .photographs import parse, photograph_parser, protocol_of, sources_of
-from .record import environment, mean_sd, table, write
+from .record import environment, mean_sd, read, table, write
 from .variants import VARIANTS
 
 SETS, COUNTS = ("flowers89", "pacs_art_painting"), (5, 20, None)
@@ -33,25 +33,31 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     arguments = parse(parser, argv)
     if arguments.per_class is not None:
         parser.error("--per-class is what this experiment varies")
-    result: dict[str, Any] = {"experiment": "few images", **environment(), "sets": arguments.sets, "counts": {}}
+    path = arguments.out / "few_images.json"
+    earlier: dict[str, Any] = read(path).get("counts", {})
+    result: dict[str, Any] = {"experiment": "few images", **environment(), "sets": arguments.sets}
+    result["counts"] = dict(earlier)
     rates = {name: VARIANTS[name].rates[1] for name in arguments.variants}
     for count in COUNTS:
         protocol = protocol_of(arguments, count)
-        part: dict[str, Any] = {"protocol": protocol.as_json(), "sets": {}}
-        result["counts"]["all" if count is None else str(count)] = part
+        pictures = "all" if count is None else str(count)
+        known: dict[str, Any] = earlier.get(pictures, {}).get("sets", {})
+        result["counts"][pictures] = part = {"protocol": protocol.as_json(), "sets": dict(known)}
         for task, source in sources_of(arguments.data, arguments.sets, arguments.work / "sources", count).items():
             part["sets"][task] = own = dict[str, Any]()
             where = arguments.work / f"{task}-{count or 'all'}"
             compete(
                 own,
-                lambda: write(arguments.out / "few_images.json", result),
+                lambda: write(path, result),
                 rates,
                 {task: source},
                 protocol,
                 lambda _: arguments.seeds,
                 lambda name, seed, where=where: where / f"{slug(name)}-{seed}",
                 TASKS,
+                known.get(task, {}).get("variants"),
             )
+    write(path, result)
     print(shown(result))
     return result
 

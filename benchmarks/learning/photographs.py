@@ -12,7 +12,7 @@ import torch
 
 from .contest import compete, slug
 from .options import RESULTS
-from .record import environment, write
+from .record import environment, read, write
 from .subsets import subset
 from .variants import METHODS, VARIANTS, Protocol
 
@@ -92,6 +92,8 @@ def run_experiment(
 ) -> dict[str, Any]:
     """Run the asked variants over the sources, each seed in a store of its own, and write the result as it grows.
 
+    What the result's file has already, whole and run the same way, is not run again (`contest.compete`).
+
     Args:
         name: of the result's file.
         arguments, protocol: of `parse` and `protocol_of`.
@@ -103,6 +105,7 @@ def run_experiment(
     """
     result: dict[str, Any] = {"experiment": name, **told, **environment(), "protocol": protocol.as_json()}
     path = arguments.out / f"{name}{suffix}.json"
+    known = read(path).get("variants")
     compete(
         result,
         lambda: write(path, result),
@@ -111,6 +114,7 @@ def run_experiment(
         protocol,
         seeds or (lambda _: arguments.seeds),
         lambda variant, seed: arguments.work / f"{slug(variant)}-{seed}{suffix}",
+        known=known,
     )
     return result
 

@@ -43,6 +43,11 @@ def _module() -> str:
     return spec.name if spec is not None else Path(sys.argv[0]).name
 
 
+def read(path: Path) -> dict[str, Any]:
+    """A result that was written; empty where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
 def write(path: Path, result: Mapping[str, Any]) -> None:
     """Write a result in place of the last; safe to call after every task of a long run."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,14 +14,16 @@ from trainer.network import Network
 from trainer.timing import per_image
 
 BATCH = 32
-PLAIN_CLASSES = 100
-"""Of the head of a plain network: its time does not show."""
+PLAIN, PLAIN_CLASSES = "a plain network", 100
+"""Its name beside the variants', and the classes of its head, whose time does not show."""
 
 
-def milliseconds(variants: Mapping[str, Mapping[str, Any]], folders: Mapping[str, Path]) -> dict[str, float]:
-    """Variant -> CPU milliseconds per image of its last task in batches of `BATCH`, side by side in interleaved rounds.
+def time_all(variants: Mapping[str, Mapping[str, Any]], folders: Mapping[str, Path]) -> None:
+    """Note each variant's CPU milliseconds per image: its first run gets `milliseconds`, `own` and `plain`.
 
-    What is in no store is timed as the plain network that it is. What a server saves and adds is not in it.
+    Of the last task in batches of `BATCH`, side by side with a plain network of the backbone, in interleaved rounds.
+    What is in no store is timed as the plain network that it is. What a server saves and adds is not in it. A run that
+    was taken over from another machine keeps what was noted there.
 
     Args:
         variants: of a result, see `contest.compete`.
@@ -30,12 +32,17 @@ def milliseconds(variants: Mapping[str, Mapping[str, Any]], folders: Mapping[str
     networks: dict[str, Network] = {}
     side = 0
     for name, folder in folders.items():
-        last = variants[name]["seeds"][0]["tasks"][-1]
+        run = variants[name]["seeds"][0]
+        if "milliseconds" in run or not (folder / "store").exists():
+            continue
+        last = run["tasks"][-1]
         with Store.open(folder / "store") as store:
             backbone, side = store.backbone, store.backbone.manifest.preprocess.size
-            if last["version"] is None:
-                body = backbone.body()
-                networks[name] = Network(body, backbone.features, PLAIN_CLASSES, trains_norm=False).eval()
-            else:
-                networks[name] = network_of(backbone, store.view(last["version"]))
-    return per_image(networks, torch.randn(BATCH, 3, side, side, generator=torch.Generator().manual_seed(0)))
+            networks[PLAIN] = Network(backbone.body(), backbone.features, PLAIN_CLASSES, trains_norm=False).eval()
+            version = last["version"]
+            networks[name] = network_of(backbone, store.view(version)) if version is not None else networks[PLAIN]
+    if not networks:
+        return
+    taken = per_image(networks, torch.randn(BATCH, 3, side, side, generator=torch.Generator().manual_seed(0)))
+    for name in networks.keys() - {PLAIN}:
+        variants[name]["seeds"][0]["milliseconds"] = {"own": taken[name], "plain": taken[PLAIN]}

@@ -228,19 +228,50 @@ def test_eight_domains_tells_what_a_method_gives_up_against_fine_tuning(data, tm
     tops = [mine["seeds"][0]["tasks"][0]["test_top1"] for mine in found["variants"].values()]
     row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| linear |"))
     assert f" {100 * (tops[1] - tops[0]):+.2f} (" in row
-    taken = [mine["milliseconds"] for mine in found["variants"].values()]
-    assert min(taken) > 0
-    assert f"| {taken[1]:.2f} |" in row
+    taken = [mine["seeds"][0]["milliseconds"] for mine in found["variants"].values()]
+    assert min(time for both in taken for time in both.values()) > 0
+    assert f"| {taken[1]['own']:.2f} ({taken[1]['own'] / taken[1]['plain']:.2f}) |" in row
     mean, low, high = found["differences"]["linear - finetune"]["omniglot28"]
     assert mean == pytest.approx(tops[1] - tops[0])
     assert low <= mean <= high
+
+
+def test_what_another_machine_found_the_same_way_is_taken_over_and_anything_else_run(data, tmp_path):
+    common = ["--data", str(data), "--out", str(tmp_path), "--arch", "tinyresnet", "--weights", "none"]
+    common += ["--size", str(SIDE), "--sets", "omniglot28"]
+    here, there = ["--work", str(tmp_path / "here")], ["--work", str(tmp_path / "there")]
+    first = eight_domains.main([*common, *here, "--epochs", "1", "--variants", "linear"])
+    path = tmp_path / "eight_domains.json"
+    noted = json.loads(path.read_text())
+    noted["variants"]["linear"]["seeds"][0]["ran"] = "another machine"
+    path.write_text(json.dumps(noted))
+    both = eight_domains.main([*common, *there, "--epochs", "1", "--variants", "linear", "bn"])
+    assert both["variants"]["linear"] == noted["variants"]["linear"]
+    assert not (tmp_path / "there" / "linear-0").exists(), "trained once"
+    alone = eight_domains.main([*common, *there, "--epochs", "1", "--variants", "bn"])
+    assert alone["variants"] == both["variants"], "what was not asked for stays"
+    longer = eight_domains.main([*common, *there, "--epochs", "2", "--variants", "linear"])
+    assert list(longer["variants"]) == ["linear"], "what was run otherwise does not stand beside it"
+    assert longer["variants"]["linear"]["seeds"][0]["tasks"][0]["presentations"] == (
+        2 * first["variants"]["linear"]["seeds"][0]["tasks"][0]["presentations"]
+    )
+
+
+def test_a_stopped_result_is_not_taken_for_a_whole_one(flags, tmp_path):
+    found = findings.main([*flags, "--variants", "linear pruned"])["variants"]["linear pruned"]["seeds"]
+    path = tmp_path / "findings.json"
+    noted = json.loads(path.read_text())
+    noted["variants"]["linear pruned"]["seeds"][0] |= {"whole": False, "tasks": []}
+    path.write_text(json.dumps(noted))
+    again = findings.main([*flags, "--variants", "linear pruned"])["variants"]["linear pruned"]["seeds"]
+    assert again[0]["tasks"] == found[0]["tasks"]
 
 
 def test_a_learning_rate_is_chosen_on_validation_once_and_kept(data, tmp_path):
     flags = ["--data", str(data), "--work", str(tmp_path / "work"), "--out", str(tmp_path), "--arch", "tinyresnet"]
     flags += ["--weights", "none", "--size", str(SIDE), "--epochs", "1", "--sets", "flowers89", "--choose"]
     found = eight_domains.main([*flags, "--variants", "linear"])
-    means = {float(rate): top1 for rate, top1 in found["val_top1_by_lr"]["linear"].items()}
+    means = {float(rate): top1 for rate, top1 in found["choices"]["linear"]["means"].items()}
     assert len(means) == 3
     assert means[found["variants"]["linear"]["lr"]] == max(means.values())
     ledger = tmp_path / "work" / "rates" / "linear" / "ledger.json"
