@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Hashable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,12 +14,14 @@ from torch import Tensor
 
 from .memory import zeros
 from .operators import Weight
-from .places import Place, computing_in, onednn_place, plain_place
+from .places import Place, computing_in, ending_of, onednn_place, plain_place
 from .program import Conv
 from .ways import settle
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ALIGN = 64  # every layer's bits start on a multiple of this many positions
+TRIED_AT_ONCE = 4
+"""Layers for which oneDNN's order is tried at once; the start waits for it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,15 +125,38 @@ def layout_of(
         onednn: whether to try oneDNN's order; on the CPU only.
         threads: that will compute a forward, where they are not those of the thread that asks.
     """
-    places: dict[str, Place] = {}
-    threads = threads or torch.get_num_threads()
-    with computing_in(threads):
-        for name, shape in shapes.items():
-            place = None
-            if onednn and device.type == "cpu" and name in convs:
-                place = onednn_place(convs[name], shape, DTYPES[dtype], sizes[name])
-            places[name] = place or plain_place(shape, DTYPES[dtype], device)
+    threads, kind = threads or torch.get_num_threads(), DTYPES[dtype]
+    found: dict[str, Place | None] = {}
+    if onednn and device.type == "cpu":
+        found = _onednn_places(
+            {name: conv for name, conv in convs.items() if name in shapes}, shapes, sizes, kind, threads
+        )
+    places = {name: found.get(name) or plain_place(shape, kind, device) for name, shape in shapes.items()}
     return _one_behind_the_other(places, threads)
+
+
+def _onednn_places(
+    convs: Mapping[str, Conv],
+    shapes: Mapping[str, torch.Size],
+    sizes: Mapping[str, tuple[int, int]],
+    dtype: torch.dtype,
+    threads: int,
+) -> dict[str, Place | None]:
+    """By parameter; those that are alike are tried once, with the endings of all of them, several at a time."""
+    alike: dict[Hashable, list[str]] = {}
+    for name, conv in convs.items():
+        geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        alike.setdefault((geometry, shapes[name], sizes[name]), []).append(name)
+
+    def try_one(names: list[str]) -> Place | None:
+        with computing_in(threads):
+            first = names[0]
+            endings = {ending_of(convs[name]) for name in names}
+            return onednn_place(convs[first], shapes[first], dtype, sizes[first], endings)
+
+    with ThreadPoolExecutor(min(len(alike) or 1, TRIED_AT_ONCE, os.cpu_count() or 1)) as pool:
+        tried = dict(zip(alike, pool.map(try_one, alike.values()), strict=True))
+    return {name: tried[key] for key, names in alike.items() for name in names}
 
 
 def _one_behind_the_other(places: Mapping[str, Place], threads: int) -> Layout:

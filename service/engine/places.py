@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -175,12 +175,30 @@ def plain_place(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> 
     return Place(shape, dtype, device, shape.numel(), torch.arange(shape[0])[:, None])
 
 
-def onednn_place(conv: Conv, shape: torch.Size, dtype: torch.dtype, size: tuple[int, int]) -> Place | None:
-    """Where oneDNN wants a convolution's weight; None where that cannot be used for masked weights."""
+Ending = tuple[bool, str | None]
+"""What comes behind a convolution in the same operator: whether something is added, and the activation."""
+
+
+def ending_of(conv: Conv) -> Ending:
+    """A convolution's own ending, in a forward whose norm is in the weights."""
+    return conv.add is not None, conv.act
+
+
+def onednn_place(
+    conv: Conv, shape: torch.Size, dtype: torch.dtype, size: tuple[int, int], endings: Iterable[Ending] = ()
+) -> Place | None:
+    """Where oneDNN wants a convolution's weight; None where that cannot be used for masked weights.
+
+    Args:
+        conv: the convolution.
+        shape, dtype: of its weight.
+        size: (H, W) of what it reads.
+        endings: those of other convolutions like it, whose place this is, too.
+    """
     if isinstance(conv.padding, str):
         return None
     geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
-    return _tried(geometry, shape, dtype, size, torch.get_num_threads())
+    return _tried(geometry, shape, dtype, size, frozenset({ending_of(conv), *endings}), torch.get_num_threads())
 
 
 @cache
@@ -189,15 +207,18 @@ def _tried(
     shape: torch.Size,
     dtype: torch.dtype,
     size: tuple[int, int],
+    endings: frozenset[Ending],
     threads: int,  # the order may depend on them
 ) -> Place | None:
     stride, padding, dilation, groups = geometry
     conv = Conv(0, 1, "", "", None, stride, padding, dilation, groups, None)
     ways: list[Callable[..., Place | None]] = [opaque] if onednn.found()[0] is None else [ordered, opaque]
-    return next((place for way in ways if (place := way(conv, shape, dtype, size)) is not None), None)
+    return next((place for way in ways if (place := way(conv, shape, dtype, size, endings)) is not None), None)
 
 
-def ordered(conv: Conv, shape: torch.Size, dtype: torch.dtype, size: tuple[int, int]) -> Ordered | None:
+def ordered(
+    conv: Conv, shape: torch.Size, dtype: torch.dtype, size: tuple[int, int], endings: Collection[Ending]
+) -> Ordered | None:
     """In an order of oneDNN's, by its own interface, which must be there; None where that cannot be used."""
     library, _ = onednn.found()
     assert library is not None
@@ -209,12 +230,15 @@ def ordered(conv: Conv, shape: torch.Size, dtype: torch.dtype, size: tuple[int, 
         order = order_of(library, geometry_of(conv, shape, size, dtype))
         channels = _channels(made(torch.empty(0)))
         place = None if channels is None else made(channels)
-        return place if place is not None and _masks_alike(place) and _computes_alike(place, conv, size) else None
+        good = place is not None and _masks_alike(place) and _computes_alike(place, conv, size, endings)
+        return place if good else None
     except (Refused, RuntimeError):
         return None
 
 
-def opaque(conv: Conv, shape: torch.Size, dtype: torch.dtype, size: tuple[int, int]) -> Opaque | None:
+def opaque(
+    conv: Conv, shape: torch.Size, dtype: torch.dtype, size: tuple[int, int], endings: Collection[Ending]
+) -> Opaque | None:
     """In a tensor of torch's that hides oneDNN's order; None where that cannot be used."""
 
     def made(length: int, channels: Tensor) -> Opaque:
@@ -224,8 +248,8 @@ def opaque(conv: Conv, shape: torch.Size, dtype: torch.dtype, size: tuple[int, i
         length = len(made(0, torch.empty(0)).arranged(torch.zeros(shape)))
         channels = _channels(made(length, torch.empty(0)))
         place = None if channels is None else made(length, channels)
-        good = place is not None and _lies_alike(place) and _masks_alike(place) and _computes_alike(place, conv, size)
-        return place if good else None
+        good = place is not None and _lies_alike(place) and _masks_alike(place)
+        return place if good and _computes_alike(place, conv, size, endings) else None
     except (AttributeError, RuntimeError, TypeError, ValueError):  # this torch has no such operator, or it refuses
         return None
 
@@ -293,8 +317,8 @@ def _masks_alike(place: Place) -> bool:
     return torch.equal(here, there) and torch.equal(place.restored(there), masked)
 
 
-def _computes_alike(place: Place, conv: Conv, size: tuple[int, int]) -> bool:
-    """Whether the fused convolution agrees with the plain one, on small pictures, with all that may come behind it."""
+def _computes_alike(place: Place, conv: Conv, size: tuple[int, int], endings: Collection[Ending]) -> bool:
+    """Whether the fused convolution agrees with the plain one on small pictures, alone and with each of its endings."""
     random = torch.Generator().manual_seed(0)
     o, i, kh, kw = place.shape
     weight = torch.randn(place.shape, generator=random).to(place.dtype)
@@ -310,7 +334,8 @@ def _computes_alike(place: Place, conv: Conv, size: tuple[int, int]) -> bool:
         plain = F.conv2d(batch.double(), weight.double(), exact, conv.stride, conv.padding, conv.dilation, conv.groups)
         add = torch.randn(plain.shape, generator=random).to(place.dtype)
         bound = float(plain.abs().max()) * (1e-4 if place.dtype == torch.float32 else 2e-2)
-        for added, act in ((None, None), (None, "relu"), (None, "relu6"), (add, "relu")):
+        for adds, act in {(False, None), *endings}:
+            added = add if adds else None
             expected = finish(plain.clone(), added, act)
             error = (conv2d(batch, tensor, given, conv, added, act) - expected).abs().max()
             if not float(error) <= bound:  # nor where it is no number

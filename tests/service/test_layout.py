@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import Tensor
 
-from service.engine import onednn
+from service.engine import onednn, places
 from service.engine.layout import DTYPES, Layout, layout_of, own_key, own_weights
 from service.engine.places import (
+    Ending,
     Opaque,
     Ordered,
     Place,
@@ -24,6 +28,8 @@ SIZE = (8, 8)
 GEOMETRIES = [(300, 2, 1, 1), (20, 3, 3, 1), (65, 5, 3, 1), (48, 1, 3, 48), (96, 1, 3, 96), (16, 4, 3, 4)]
 """Output channels (over 256: more than bfloat16 counts), input channels of a group, kernel, groups."""
 
+ENDINGS: list[Ending] = [(False, "relu"), (False, "relu6"), (True, "relu")]
+
 
 def conv(kernel: int = 1, groups: int = 1) -> Conv:
     return Conv(0, 1, "conv", "conv.weight", None, (1, 1), (kernel // 2, kernel // 2), (1, 1), groups, None)
@@ -35,7 +41,7 @@ WAYS = {"direct": ordered, "torch": opaque}
 def place_of(way: str, dtype: str, o: int, i: int, kernel: int, groups: int) -> Place:
     if way == "direct" and onednn.found()[0] is None:
         pytest.skip(onednn.found()[1])
-    place = WAYS[way](conv(kernel, groups), torch.Size((o, i, kernel, kernel)), DTYPES[dtype], SIZE)
+    place = WAYS[way](conv(kernel, groups), torch.Size((o, i, kernel, kernel)), DTYPES[dtype], SIZE, ENDINGS)
     if place is None:
         pytest.skip("oneDNN's order cannot be used on this processor")
     return place
@@ -107,6 +113,34 @@ def test_a_layer_s_own_smaller_network_lies_alike_and_counts_its_bytes(dtype: st
     assert own.nbytes >= (held.length + 6) * place.dtype.itemsize
     assert own.nbytes <= (held.length + 6 + 2 * 64) * place.dtype.itemsize
     assert own.tensors["conv.weight"].shape == weights["conv.weight"].shape
+
+
+def test_a_layer_lies_plainly_where_any_like_it_is_computed_wrongly_with_what_comes_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An operator that is wrong only when it adds: one of two like layers adds, and one of another kernel does not."""
+    right = places.conv2d
+
+    def wrong(
+        x: Tensor, weight: Tensor, bias: Tensor | None, step: Conv, add: Tensor | None, act: str | None
+    ) -> Tensor:
+        return right(x, weight, bias, step, None, act)
+
+    convs = {"adds": replace(conv(3), add=0, act="relu"), "like it": replace(conv(3), act="relu"), "other": conv(1)}
+    shapes = {"adds": (24, 8, 3, 3), "like it": (24, 8, 3, 3), "other": (24, 8, 1, 1)}
+
+    def plain() -> set[str]:
+        places._tried.cache_clear()
+        sizes = dict.fromkeys(convs, SIZE)
+        given = {name: torch.Size(shape) for name, shape in shapes.items()}
+        layout = layout_of(given, convs, sizes, "fp32", torch.device("cpu"), onednn=True, threads=1)
+        return {name for name, place in layout.places.items() if type(place) is Place}
+
+    assert not plain()
+    monkeypatch.setattr(places, "conv2d", wrong)
+    assert plain() == {"adds", "like it"}
+    monkeypatch.undo()
+    places._tried.cache_clear()
 
 
 def test_layers_of_one_kind_share_their_order_and_its_plans() -> None:
