@@ -240,8 +240,9 @@ def ordered(
         order = order_of(library, geometry_of(conv, shape, size, dtype))
         channels = _channels(made(torch.empty(0)))
         place = None if channels is None else made(channels)
-        good = place is not None and _masks_alike(place) and _computes_alike(place, conv, size, endings)
-        return place if good else None
+        if place is None or not _masks_alike(place):
+            return None
+        return place if _computes_alike(place, conv, size, endings) else None
     except (Refused, RuntimeError):
         return None
 
@@ -258,8 +259,9 @@ def opaque(
         length = len(made(0, torch.empty(0)).arranged(torch.zeros(shape)))
         channels = _channels(made(length, torch.empty(0)))
         place = None if channels is None else made(length, channels)
-        good = place is not None and _lies_alike(place) and _masks_alike(place)
-        return place if good and _computes_alike(place, conv, size, endings) else None
+        if place is None or not (_lies_alike(place) and _masks_alike(place)):
+            return None
+        return place if _computes_alike(place, conv, size, endings) else None
     except (AttributeError, RuntimeError, TypeError, ValueError):  # this torch has no such operator, or it refuses
         return None
 
