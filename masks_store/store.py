@@ -238,6 +238,10 @@ class Store:
         held = self._ledger.claim(version)
         return held if held is not None else lineage_claims(self.backbone, self.lineage(version))[-1]
 
+    def known_claim(self, version: str) -> Claim | None:
+        """`claim` of a version whose claim was decoded in this process before, by a registration say; else None."""
+        return self._ledger.known(version)
+
     def claims_of(self, lineage: Sequence[Artifact]) -> list[Claim]:
         """The claims of a lineage, root first; those that the store holds are not decoded again."""
         found: list[Claim] = []

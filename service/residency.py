@@ -229,9 +229,11 @@ class Residency:
             raise VersionFailed(record.version, f"it is built on {missing}, which cannot be loaded")
         if not record.claims:
             return
-        ancestors = [self._engine.shared.claim_of(a.version) for a in record.lineage[:-1] if a.claims]
         artifact = self.read(record.version)
-        claim = decode_claim(artifact, self._store.backbone, ancestors)
+        claim = self._store.known_claim(record.version)  # of the registration that this is the outcome of
+        if claim is None:
+            ancestors = [self._engine.shared.claim_of(a.version) for a in record.lineage[:-1] if a.claims]
+            claim = decode_claim(artifact, self._store.backbone, ancestors)
         owners = self._engine.shared.owners_of(claim)
         with self._lock:
             leaving = [version for version in owners if version in self._leaving]

@@ -796,6 +796,24 @@ def test_claims_that_are_read_ahead_a_few_at_a_time_are_those_of_the_store(
         assert all(torch.equal(free[name], mask) for name, mask in free_positions(store.backbone, taken).items())
 
 
+def test_a_claim_is_known_to_who_registered_it_or_asked_for_it_and_to_no_other(store: Store):
+    birds = put(store, "birds", "packnet")
+    owls = put(store, "owls", "packnet", on=birds)
+    view = put(store, "view", "clr", on=owls)
+    expected = dict(zip((birds, owls), lineage_claims(store.backbone, store.lineage(owls)), strict=True))
+    with Store.open(store.path) as again:
+        assert again.known_claim(owls) is None, "nobody asked"
+        again.claim(owls)
+        for one in (store, again):
+            known = {version: one.known_claim(version) for version in expected}
+            for version, claim in known.items():
+                assert claim is not None
+                assert {name: mask.tolist() for name, mask in claim.items()} == {
+                    name: mask.tolist() for name, mask in expected[version].items()
+                }
+            assert one.known_claim(view) is None, "it took nothing"
+
+
 def test_reading_claims_ahead_stops_when_it_is_told_to(store: Store):
     put(store, "birds", "packnet")
     asked: list[int] = []

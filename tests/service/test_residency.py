@@ -68,6 +68,24 @@ def test_versions_come_and_go_with_the_events(store: Store) -> None:
     assert replica.engine.shared.claims() == frozenset()
 
 
+def test_the_claim_of_a_registration_in_this_process_is_not_decoded_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    birds = live.add(store, "birds", "packnet")
+    replica = Replica(store)
+    with monkeypatch.context() as patch:
+        patch.delattr("service.residency.decode_claim")
+        owls = live.add(store, "owls", "packnet", on=birds)
+        replica.residency.refresh()
+        replica.check(owls)
+        with Store.open(store.path) as elsewhere:  # another process's
+            finches = live.add(elsewhere, "finches", "packnet", on=owls)
+        with pytest.raises(NameError, match="decode_claim"):
+            replica.residency.refresh()
+    replica.residency.refresh()
+    replica.check(finches)
+
+
 def test_a_replica_that_starts_later_holds_the_same(full_store: tuple[Store, dict[str, str]]) -> None:
     store, versions = full_store
     replica = Replica(store)
