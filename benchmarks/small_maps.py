@@ -1,6 +1,7 @@
 """A training step with the convolutions of small maps as matrix products, beside the same step without, in one run.
 
-    python -m benchmarks.small_maps [--arch resnet18 vgg16_bn] [--size 32 64 96 224] [--batch 32] [--rounds 5]
+    python -m benchmarks.small_maps [--arch resnet18 vgg16_bn] [--size 32 64 96 224] [--batch 32] [--kinds fp32]
+                                  [--rounds 5]
 
 One thread, CPU time of this process, the two taking turns within each round; median of each one's milliseconds and of
 the ratio. Forward, backward and SGD of a network that trains whole, in fp32 and in bf16 with autocast.
@@ -61,14 +62,15 @@ def main() -> None:
     parser.add_argument("--arch", nargs="+", default=["resnet18", "vgg16_bn"])
     parser.add_argument("--size", type=int, nargs="+", default=[32, 64, 96, 224])
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--kinds", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, float | str]] = []
     for arch in arguments.arch:
         for size in arguments.size:
-            for bf16 in (False, True):
-                rows.append(measure(arch, size, arguments.batch, arguments.rounds, bf16=bf16))
+            for kind in arguments.kinds:
+                rows.append(measure(arch, size, arguments.batch, arguments.rounds, bf16=kind == "bf16"))
                 print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
     versions = {name: metadata.version(name) for name in ("taskpack", "torch", "torchvision")}
