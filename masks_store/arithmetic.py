@@ -9,19 +9,27 @@ from dataclasses import dataclass, field
 
 import torch
 
+INSTRUCTIONS = {
+    torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"),
+    torch.float16: ("avx512_fp16", "amx_fp16", "fp16_arith"),
+}
+"""What torch calls a processor's instructions for products of narrow numbers."""
+
 
 def lacks_instructions(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether a device imitates a dtype, which is right and many times as slow as float32.
+    """Whether a device is a CPU without instructions for a dtype: it imitates them, slower than float32.
 
     Args:
         dtype: float32, bfloat16 or float16.
-        device: of the CPUs those without AVX-512 or the like; a GPU that lacks them is not known to torch.
+        device: of a GPU nothing is said.
     """
-    if device.type != "cpu" or dtype == torch.float32:
+    if device.type != "cpu" or dtype not in INSTRUCTIONS:
         return False
-    asked = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}[dtype]
-    known = getattr(torch.ops.mkldnn, asked, None)  # oneDNN's own answer
-    return known is not None and not known()
+    known = getattr(torch.cpu, "get_capabilities", None)  # older torch does not tell
+    if known is None:
+        return False
+    found = known()
+    return not any(found.get(name) for name in INSTRUCTIONS[dtype])
 
 
 @contextlib.contextmanager

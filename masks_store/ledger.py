@@ -62,13 +62,17 @@ class Ledger:
             return occupancy.claim(version) if version in occupancy else None
 
     def known(self, version: str) -> Claim | None:
-        """The claim of a version where it has been decoded here already; asks neither registry nor files."""
-        with self._lock:
+        """The claim of a version that has been decoded here already; None as well while others are being decoded."""
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
             if self._noted is not None and self._noted[0] == version:
                 return self._noted[1]
             if self._occupancy is None or version not in self._occupancy:
                 return None
             return self._occupancy.claim(version)
+        finally:
+            self._lock.release()
 
     def update(self, stop: Callable[[], bool]) -> None:
         """Decode what is not decoded yet, a few claims at a time, until `stop` says so: the next question need not."""

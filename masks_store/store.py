@@ -239,7 +239,10 @@ class Store:
         return held if held is not None else lineage_claims(self.backbone, self.lineage(version))[-1]
 
     def known_claim(self, version: str) -> Claim | None:
-        """`claim` of a version whose claim was decoded in this process before, by a registration say; else None."""
+        """`claim` of a version whose claim was decoded in this process before, by a registration say; else None.
+
+        Waits for nobody: None as well while other claims are being decoded.
+        """
         return self._ledger.known(version)
 
     def claims_of(self, lineage: Sequence[Artifact]) -> list[Claim]:

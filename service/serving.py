@@ -131,7 +131,9 @@ class Serving:
         self._batcher = Batcher(max_batch=max_batch, limit_s=queue_limit_s, workers=count, delay_s=delay)
         log.info("views and adapters are computed by %s", self._engine.computes)
         if lacks_instructions(DTYPES[self.dtype], found):
-            log.warning("this processor has no instructions for bfloat16: --dtype fp32 is several times as fast")
+            log.warning(
+                "this processor has no instructions for bfloat16 and imitates them: --dtype fp32 is faster here"
+            )
         self._workers = Workers(self._engine, self._batcher, count, worker_threads)
         self._residency = Residency(store, self._engine, host_bytes=host, overlay_bytes=overlays)
         dtypes = ("fp32",) if self.dtype == "fp32" else ("bf16", "fp32")

@@ -1,18 +1,14 @@
-"""What this machine's processor has instructions for."""
+"""What oneDNN computes on this machine's processor."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from masks_store import lacks_instructions
-
-HAS_BF16 = not lacks_instructions(torch.bfloat16, torch.device("cpu"))
-"""Where there are none oneDNN has no convolutions of bfloat16, and the engine computes them with torch's operators."""
+HAS_BF16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+"""Whether oneDNN convolves bfloat16 here, by instructions or without; else the engine does with torch's operators."""
 
 ONEDNN_DTYPES = [torch.float32, *([torch.bfloat16] if HAS_BF16 else [])]
 """What oneDNN convolves here."""
 
-bf16 = pytest.param(
-    torch.bfloat16, marks=pytest.mark.skipif(not HAS_BF16, reason="this processor has no instructions for bfloat16")
-)
+bf16 = pytest.param(torch.bfloat16, marks=pytest.mark.skipif(not HAS_BF16, reason="oneDNN convolves no bfloat16 here"))

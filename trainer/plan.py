@@ -196,8 +196,8 @@ def slow_precision(precision: str, device: torch.device) -> str | None:
     if not lacks_instructions(dtype, device):
         return None
     return (
-        f"this processor has no instructions for {name}: --precision {precision} will take several times as long as"
-        " 32-true, for the same result"
+        f"this processor has no instructions for {name} and imitates them: --precision {precision} is slower here than"
+        " 32-true, by up to ten times"
     )
 
 

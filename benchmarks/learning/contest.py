@@ -128,6 +128,7 @@ def _more(asked: str, report: Report) -> Found:
         "trials": [dataclasses.asdict(trial) for trial in report.trials],
         "warnings": list(report.warnings),
         "seconds": report.seconds,
+        "ran": environment(),
     }
 
 
@@ -187,26 +188,26 @@ def compete(
     """Run variants one after another.
 
     Args:
-        result: gets `variants`: name -> `lr` and `seeds`, each with its `tasks`, what it was run by (`setting`) and
-            where (`ran`), and whether it is `whole`.
+        result: gets `variants`: name -> `lr` and `seeds`, each with its `tasks`, what it was run by (`setting`), and
+            whether it is `whole`. Each task says where it was trained (`ran`).
         save: called after every task.
         rates: the variants' names with their learning rates; None: the method's default.
         sources, protocol, tasks: see `run_variant`.
         seeds: of a variant; each in a store of its own.
         folder: of a variant and a seed.
-        known: `variants` of an earlier result. What is whole there and would be run the same way is taken over, of
-            variants and seeds that are not asked for, too: so a result grows over several machines.
+        known: `variants` of an earlier result. What is whole there is taken over, of variants and seeds that are not
+            asked for, too: so a result grows over several machines.
+
+    Raises:
+        SystemExit: `known` has whole runs of another setting, which would be lost.
     """
-
-    def taken_over(name: str, rate: float | None) -> list[dict[str, Any]]:
-        runs: list[dict[str, Any]] = known[name]["seeds"] if known is not None and name in known else []
-        asked = {run["seed"]: setting_of(name, sources, protocol, rate, run["seed"], tasks) for run in runs}
-        return [run for run in runs if run.get("whole") and run["setting"] == asked[run["seed"]]]
-
     variants: dict[str, Any] = {}
     for name in VARIANTS:
+        runs = [run for run in (known or {}).get(name, {}).get("seeds", []) if run.get("whole", True)]
         rate = rates[name] if name in rates else (known or {}).get(name, {}).get("lr")
-        if runs := taken_over(name, rate):
+        for run in runs:
+            _require_same(run.get("setting", {}), setting_of(name, sources, protocol, rate, run["seed"], tasks))
+        if runs:
             variants[name] = {"lr": rate, "seeds": runs}
     result["variants"] = variants
     for name, rate in rates.items():
@@ -217,7 +218,6 @@ def compete(
             run: dict[str, Any] = {
                 "seed": seed,
                 "setting": setting_of(name, sources, protocol, rate, seed, tasks),
-                "ran": environment(),
                 "whole": False,
                 "tasks": [],
             }
@@ -234,14 +234,34 @@ def compete(
             save()
 
 
+def _require_same(held: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Raise unless a run that a result holds was made as it would be now."""
+    if held == asked:
+        return
+    told: list[str] = []
+    for part in (part for part in asked if held.get(part) != asked[part]):
+        inside: Mapping[str, Any] = asked[part] if isinstance(asked[part], dict) and held.get(part) else {}
+        told += sorted(name for name in inside if held[part].get(name) != inside[name]) or [part]
+    raise SystemExit(
+        f"the result holds {asked['variant']!r} run with another {', '.join(told)}; give --out another folder"
+    )
+
+
 def hits_of(result: Found) -> np.ndarray:
     """Bool [N]: which test pictures were right."""
     return np.frombuffer(result["hits"].encode(), np.uint8) == ord("1")
 
 
 def first_runs(result: Mapping[str, Any]) -> dict[str, list[Found]]:
-    """Variant -> the tasks of its first seed."""
+    """Variant -> the tasks of its lowest seed."""
     return {name: variant["seeds"][0]["tasks"] for name, variant in result["variants"].items()}
+
+
+def same_seed(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[list[Found], list[Found]] | None:
+    """The tasks of two variants' runs with the lowest seed that both have; None where they have none."""
+    runs = [{run["seed"]: run["tasks"] for run in variant["seeds"]} for variant in (one, other)]
+    both = sorted(runs[0].keys() & runs[1].keys())
+    return (runs[0][both[0]], runs[1][both[0]]) if both else None
 
 
 def mean_difference(ours: Sequence[Found], theirs: Sequence[Found], seed: int = 0) -> tuple[float, float, float]:

@@ -21,13 +21,12 @@ Cut to fit two cores, alike for every method: 64 pixels, 15 epochs over all phas
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .contest import choose_rate, first_runs, mean_difference, slug
+from .contest import choose_rate, mean_difference, same_seed, slug
 from .joint import train_jointly
 from .ledger import Ledger
 from .packing import Found
@@ -65,8 +64,8 @@ def rate_of(
         known: `choices` of an earlier result, by variant: one made the same way is taken over.
     """
     setting = {"protocol": protocol.as_json(), "sources": sorted(sources), "tasks": tasks}
-    setting = json.loads(json.dumps(setting | {"rates": VARIANTS[name].rates}))
-    if name in known and known[name]["setting"] == setting:
+    rates = [f"{rate:g}" for rate in VARIANTS[name].rates]
+    if name in known and known[name]["setting"] == setting and sorted(known[name]["means"]) == sorted(rates):
         return known[name]
     ledger = Ledger(work / "rates" / slug(name), setting)
 
@@ -80,6 +79,12 @@ def rate_of(
 def joint_setting(sources: Iterable[str], protocol: Protocol) -> dict[str, Any]:
     """What joint training depends on, besides its rate and seed; not on the order."""
     return {"protocol": protocol.as_json(), "sources": sorted(sources)}
+
+
+def in_order(tasks: Iterable[Found], sources: Iterable[str]) -> list[Found]:
+    """Tasks in the order of the sources."""
+    by_name = {task["task"]: task for task in tasks}
+    return [by_name[name] for name in sources]
 
 
 def joint_of(
@@ -102,15 +107,13 @@ def joint_of(
     setting = joint_setting(sources, protocol)
     ledger = Ledger(work / "joint", setting)
     ordered = {name: sources[name] for name in sorted(sources)}
-    earlier: dict[str, Any] = known["trained"] if known is not None and known["setting"] == setting else {}
-    all_: dict[str, Any] = dict(earlier)
+    all_: dict[str, Any] = dict(known["trained"]) if known is not None and known["setting"] == setting else {}
 
     def trained(rate: float, seed: int) -> list[Found]:
         step = f"{rate:g} {seed}"
         if step not in all_:
             all_[step] = ledger.once(step, lambda: {"tasks": train_jointly(ordered, protocol, rate, seed)})
-        by_name = {task["task"]: task for task in all_[step]["tasks"]}
-        return [by_name[name] for name in sources]
+        return in_order(all_[step]["tasks"], sources)
 
     rates = VARIANTS[REFERENCE].rates
     means = {
@@ -143,8 +146,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     earlier = read(arguments.out / f"eight_domains{suffix}.json")
     joint = earlier.get("joint") or earlier.get("variants", {}).get("joint")
     choices = dict[str, Any](earlier.get("choices", {}))
-    for name in arguments.variants if few else ():
-        choices[name] = rate_of(name, few, protocol, work, len(sources), choices)
+    for name in arguments.variants:
+        choices.pop(name, None)  # what is asked for is run without one, or with this
+        if few:
+            known = earlier.get("choices", {})
+            choices[name] = rate_of(name, few, protocol, work, len(sources), known)
     rates = {name: choices[name]["rate"] if few else VARIANTS[name].rates[1] for name in arguments.variants}
     result = run_experiment(
         "eight_domains",
@@ -158,12 +164,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         choices=choices,
         joint=joint,  # among the variants once they are run
     )
-    time_all(result["variants"], {name: work / f"{slug(name)}-{arguments.seeds[0]}{suffix}" for name in rates})
+    seed = arguments.seeds[0]
+    time_all(result["variants"], seed, {name: work / f"{slug(name)}-{seed}{suffix}" for name in rates})
     joint = result.pop("joint")
     if arguments.joint:
         joint = joint_of(sources, protocol, arguments.seeds[:1], work, choose=arguments.choose, known=joint)
-    if joint is not None and joint["setting"] == joint_setting(sources, protocol):
-        result["variants"]["joint"] = joint
+    if joint is not None and joint.get("setting") == joint_setting(sources, protocol):
+        runs = [run | {"tasks": in_order(run["tasks"], names)} for run in joint["seeds"]]
+        result["variants"]["joint"] = joint | {"seeds": runs}
     result["differences"] = differences(result)
     forward = read(arguments.out / "eight_domains.json")
     if arguments.reverse and forward:
@@ -174,10 +182,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def same_versions(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, bool]:
-    """By variant that both have: whether it made the same artifacts in both orders; not of networks in no store."""
-    both = [name for name in one["variants"] if name in other["variants"]]
-    made = [{name: _versions(result["variants"][name]) for name in both} for result in (one, other)]
-    return {name: made[0][name] == made[1][name] for name in both if None not in made[0][name].values()}
+    """By variant and seeds that both have: whether it made the same artifacts in both orders; not of networks alone."""
+    found: dict[str, bool] = {}
+    for name in one["variants"]:
+        if name in other["variants"]:
+            here, there = _versions(one["variants"][name]), _versions(other["variants"][name])
+            both = here.keys() & there.keys()
+            if both and None not in here.values():
+                found[name] = all(here[task] == there[task] for task in both)
+    return found
 
 
 def _versions(variant: Mapping[str, Any]) -> dict[str, str | None]:
@@ -185,20 +198,20 @@ def _versions(variant: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 def differences(result: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
-    """Pair of variants -> task, and `mean`, -> difference in test accuracy and its 95 % interval; the first seed."""
-    first = first_runs(result)
-    pairs = [(name, REFERENCE) for name in first if name != REFERENCE and REFERENCE in first]
-    pairs += [(one, other) for one, other in PAIRS if one in first and other in first]
-    return {
-        f"{one} - {other}": {
-            **{
-                mine["task"]: list(mean_difference([mine], [its]))
-                for mine, its in zip(first[one], first[other], strict=True)
-            },
-            "mean": list(mean_difference(first[one], first[other])),
-        }
-        for one, other in pairs
-    }
+    """Pair of variants -> task, and `mean`, -> difference in test accuracy and its 95 % interval.
+
+    Of the lowest seed that both were run with; pairs without one are left out.
+    """
+    variants = result["variants"]
+    pairs = [(name, REFERENCE) for name in variants if name != REFERENCE and REFERENCE in variants]
+    pairs += [(one, other) for one, other in PAIRS if one in variants and other in variants]
+    found: dict[str, dict[str, list[float]]] = {}
+    for one, other in pairs:
+        runs = same_seed(variants[one], variants[other])
+        if runs is not None:
+            of_tasks = {mine["task"]: list(mean_difference([mine], [its])) for mine, its in zip(*runs, strict=True)}
+            found[f"{one} - {other}"] = of_tasks | {"mean": list(mean_difference(*runs))}
+    return found
 
 
 def shown(result: dict[str, Any]) -> str:
@@ -219,6 +232,7 @@ def shown(result: dict[str, Any]) -> str:
                 f"{statistics.mean(task['bytes'] for task in tasks):,.0f}",
                 _time(variant),
                 f"{sum(task['presentations'] for task in tasks):,}",
+                f"{variant['lr']:g}{', chosen' if name in result.get('choices', {}) else ''}",
             ]
         )
     head = [
@@ -231,6 +245,7 @@ def shown(result: dict[str, Any]) -> str:
         "bytes a task",
         "ms an image (× plain)",
         "shown",
+        "learning rate",
     ]
     lines = [table(head, rows), ""]
     lines += [f"{pair}: {_interval(found['mean'])} points" for pair, found in result["differences"].items()]
@@ -240,8 +255,8 @@ def shown(result: dict[str, Any]) -> str:
 
 
 def _time(variant: Mapping[str, Any]) -> str:
-    """Of the first seed's last task, and how many times as long as the plain network took beside it."""
-    taken = variant["seeds"][0].get("milliseconds")
+    """Of a seed's last task, and how many times as long as the plain network took beside it."""
+    taken = next((run["milliseconds"] for run in variant["seeds"] if "milliseconds" in run), None)
     return f"{taken['own']:.2f} ({taken['own'] / taken['plain']:.2f})" if taken else ""
 
 

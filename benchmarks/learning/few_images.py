@@ -34,14 +34,21 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if arguments.per_class is not None:
         parser.error("--per-class is what this experiment varies")
     path = arguments.out / "few_images.json"
-    earlier: dict[str, Any] = read(path).get("counts", {})
-    result: dict[str, Any] = {"experiment": "few images", **environment(), "sets": arguments.sets}
+    held = read(path)
+    earlier: dict[str, Any] = held.get("counts", {})
+    result: dict[str, Any] = {
+        "experiment": "few images",
+        **environment(),
+    }
+    result["sets"] = list(dict.fromkeys([*held.get("sets", []), *arguments.sets]))
     result["counts"] = dict(earlier)
     rates = {name: VARIANTS[name].rates[1] for name in arguments.variants}
     for count in COUNTS:
         protocol = protocol_of(arguments, count)
         pictures = "all" if count is None else str(count)
         known: dict[str, Any] = earlier.get(pictures, {}).get("sets", {})
+        if known and earlier[pictures]["protocol"] != protocol.as_json():
+            parser.error(f"{path} holds runs of another protocol; give --out another folder")
         result["counts"][pictures] = part = {"protocol": protocol.as_json(), "sets": dict(known)}
         for task, source in sources_of(arguments.data, arguments.sets, arguments.work / "sources", count).items():
             part["sets"][task] = own = dict[str, Any]()
@@ -63,25 +70,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def shown(result: dict[str, Any]) -> str:
-    """Test accuracy: a row per variant, a column per set and number of pictures."""
+    """Test accuracy: a row per variant, a column per set and number of pictures; empty where there is none yet."""
     columns = [(task, count) for task in result["sets"] for count in result["counts"]]
-    variants = next(iter(result["counts"].values()))["sets"][result["sets"][0]]["variants"]
-    rows = [
-        [
-            name,
-            *(
-                mean_sd(
-                    [
-                        run["tasks"][0]["test_top1"]
-                        for run in result["counts"][count]["sets"][task]["variants"][name]["seeds"]
-                    ],
-                    digits=1,
-                )
-                for task, count in columns
-            ),
-        ]
-        for name in variants
-    ]
+    found: dict[str, dict[tuple[str, str], str]] = {}
+    for task, count in columns:
+        for name, variant in result["counts"][count]["sets"].get(task, {}).get("variants", {}).items():
+            tops = [run["tasks"][0]["test_top1"] for run in variant["seeds"] if run["tasks"]]
+            if tops:
+                found.setdefault(name, {})[task, count] = mean_sd(tops, digits=1)
+    rows = [[name, *(own.get(column, "") for column in columns)] for name, own in found.items()]
     return table(["", *(f"{task}, {count} a class" for task, count in columns)], rows)
 
 

@@ -18,8 +18,8 @@ PLAIN, PLAIN_CLASSES = "a plain network", 100
 """Its name beside the variants', and the classes of its head, whose time does not show."""
 
 
-def time_all(variants: Mapping[str, Mapping[str, Any]], folders: Mapping[str, Path]) -> None:
-    """Note each variant's CPU milliseconds per image: its first run gets `milliseconds`, `own` and `plain`.
+def time_all(variants: Mapping[str, Mapping[str, Any]], seed: int, folders: Mapping[str, Path]) -> None:
+    """Note each variant's CPU milliseconds per image: its run of a seed gets `milliseconds`, `own` and `plain`.
 
     Of the last task in batches of `BATCH`, side by side with a plain network of the backbone, in interleaved rounds.
     What is in no store is timed as the plain network that it is. What a server saves and adds is not in it. A run that
@@ -27,16 +27,17 @@ def time_all(variants: Mapping[str, Mapping[str, Any]], folders: Mapping[str, Pa
 
     Args:
         variants: of a result, see `contest.compete`.
-        folders: by variant, its first seed's, with the store.
+        seed: of the runs.
+        folders: by variant, that run's, with the store.
     """
+    runs = {name: run for name in folders for run in variants[name]["seeds"] if run["seed"] == seed}
     networks: dict[str, Network] = {}
     side = 0
-    for name, folder in folders.items():
-        run = variants[name]["seeds"][0]
-        if "milliseconds" in run or not (folder / "store").exists():
+    for name, run in runs.items():
+        if "milliseconds" in run or not (folders[name] / "store").exists():
             continue
         last = run["tasks"][-1]
-        with Store.open(folder / "store") as store:
+        with Store.open(folders[name] / "store") as store:
             backbone, side = store.backbone, store.backbone.manifest.preprocess.size
             networks[PLAIN] = Network(backbone.body(), backbone.features, PLAIN_CLASSES, trains_norm=False).eval()
             version = last["version"]
@@ -45,4 +46,4 @@ def time_all(variants: Mapping[str, Mapping[str, Any]], folders: Mapping[str, Pa
         return
     taken = per_image(networks, torch.randn(BATCH, 3, side, side, generator=torch.Generator().manual_seed(0)))
     for name in networks.keys() - {PLAIN}:
-        variants[name]["seeds"][0]["milliseconds"] = {"own": taken[name], "plain": taken[PLAIN]}
+        runs[name]["milliseconds"] = {"own": taken[name], "plain": taken[PLAIN]}

@@ -149,13 +149,13 @@ def _onednn_places(
         alike.setdefault((geometry, shapes[name], sizes[name]), []).append(name)
 
     def try_one(names: list[str]) -> Place | None:
-        with computing_in(threads):
-            first = names[0]
-            endings = {ending_of(convs[name]) for name in names}
-            return onednn_place(convs[first], shapes[first], dtype, sizes[first], endings)
+        first, endings = names[0], {ending_of(convs[name]) for name in names}
+        return onednn_place(convs[first], shapes[first], dtype, sizes[first], endings)
 
-    with ThreadPoolExecutor(min(len(alike) or 1, TRIED_AT_ONCE, os.cpu_count() or 1)) as pool:
+    own, at_once = torch.get_num_threads(), max(1, min(len(alike), TRIED_AT_ONCE, os.cpu_count() or 1))
+    with ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
         tried = dict(zip(alike, pool.map(try_one, alike.values()), strict=True))
+    torch.set_num_threads(own)  # what the others set is the number of threads that have never asked, too
     return {name: tried[key] for key, names in alike.items() for name in names}
 
 

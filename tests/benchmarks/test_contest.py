@@ -250,11 +250,19 @@ def test_what_another_machine_found_the_same_way_is_taken_over_and_anything_else
     assert not (tmp_path / "there" / "linear-0").exists(), "trained once"
     alone = eight_domains.main([*common, *there, "--epochs", "1", "--variants", "bn"])
     assert alone["variants"] == both["variants"], "what was not asked for stays"
-    longer = eight_domains.main([*common, *there, "--epochs", "2", "--variants", "linear"])
-    assert list(longer["variants"]) == ["linear"], "what was run otherwise does not stand beside it"
-    assert longer["variants"]["linear"]["seeds"][0]["tasks"][0]["presentations"] == (
-        2 * first["variants"]["linear"]["seeds"][0]["tasks"][0]["presentations"]
-    )
+    kept = path.read_text()
+    for other in (["--epochs", "2"], ["--epochs", "1", "--precision", "bf16-mixed"]):
+        with pytest.raises(SystemExit, match=f"run with another {other[-2].strip('-')}.*--out another folder"):
+            eight_domains.main([*common, *there, *other, "--variants", "linear"])
+    assert path.read_text() == kept
+    more = eight_domains.main([*common, *there, "--epochs", "1", "--variants", "bn", "finetune", "--seeds", "1", "0"])
+    assert [run["seed"] for run in more["variants"]["bn"]["seeds"]] == [0, 1]
+    assert more["variants"]["bn"]["seeds"][0] == both["variants"]["bn"]["seeds"][0]
+    assert "milliseconds" in more["variants"]["bn"]["seeds"][1], "timed where it was trained"
+    tops = [{run["seed"]: run["tasks"] for run in more["variants"][name]["seeds"]} for name in ("linear", "finetune")]
+    paired = tops[0][0][0]["test_top1"] - tops[1][0][0]["test_top1"]
+    assert more["differences"]["linear - finetune"]["mean"][0] == pytest.approx(paired), "both of seed 0"
+    assert first["variants"]["linear"]["seeds"][0]["tasks"] == both["variants"]["linear"]["seeds"][0]["tasks"]
 
 
 def test_a_stopped_result_is_not_taken_for_a_whole_one(flags, tmp_path):
@@ -279,6 +287,9 @@ def test_a_learning_rate_is_chosen_on_validation_once_and_kept(data, tmp_path):
     again = eight_domains.main([*flags, "--variants", "linear"])["variants"]["linear"]
     assert again["seeds"] == found["variants"]["linear"]["seeds"]
     assert ledger.stat().st_mtime_ns == kept
+    elsewhere = ["--work", str(tmp_path / "another machine"), *flags[:2], *flags[4:]]
+    assert eight_domains.main([*elsewhere, "--variants", "linear"])["choices"] == found["choices"]
+    assert not (tmp_path / "another machine" / "rates").exists(), "chosen once"
 
 
 def test_few_images_trains_with_few_and_with_all_and_measures_on_the_same_pictures(data, tmp_path, capsys):
@@ -293,6 +304,15 @@ def test_few_images_trains_with_few_and_with_all_and_measures_on_the_same_pictur
     assert {own["test"] for own in images.values()} == {80}
     assert json.loads((tmp_path / "few_images.json").read_text()) == found
     assert "| bn |" in capsys.readouterr().out
+    stopped = json.loads((tmp_path / "few_images.json").read_text())
+    del stopped["counts"]["20"]["sets"]["flowers89"]
+    (tmp_path / "few_images.json").write_text(json.dumps(stopped))
+    elsewhere = ["--work", str(tmp_path / "another machine"), *flags[:2], *flags[4:-1]]
+    both = few_images.main([*elsewhere, "linear"])["counts"]
+    held = {count: sorted(part["sets"]["flowers89"]["variants"]) for count, part in both.items()}
+    assert held == {"5": ["bn", "linear"], "20": ["linear"], "all": ["bn", "linear"]}
+    bn = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| bn |"))
+    assert bn.split("|")[3].strip() == "", "there is none yet"
 
 
 @pytest.fixture
@@ -358,6 +378,8 @@ def test_joint_training_learns_all_sets_in_one_network_and_stands_in_the_table(d
     assert all(task["test_top1"] > 0.3 for task in tasks), "learned: chance is 0.1"
     assert [task["hits"].count("1") / len(task["hits"]) for task in tasks] == [task["test_top1"] for task in tasks]
     assert "| joint |" in capsys.readouterr().out
+    turned = eight_domains.main([*flags, "--variants", "linear", "--joint"])["variants"]["joint"]["seeds"][0]["tasks"]
+    assert turned == tasks[::-1], "trained once, whatever the order"
 
 
 def test_an_epoch_of_mixed_batches_shows_every_picture_of_every_task_once(data):

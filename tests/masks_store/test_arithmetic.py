@@ -35,10 +35,10 @@ def test_a_thread_that_ends_first_leaves_tf32_off_for_the_others() -> None:
 @pytest.mark.skipif(
     not CPUINFO.exists() or platform.machine() != "x86_64", reason="needs Linux's word on the processor"
 )
-def test_bfloat16_is_known_to_be_missing_where_the_processor_says_so() -> None:
+def test_narrow_numbers_are_known_to_be_missing_where_the_processor_says_so() -> None:
     flags = next(line for line in CPUINFO.read_text().splitlines() if line.startswith("flags")).split()
-    wide = {"avx512bw", "avx512vl", "avx512dq"} <= set(flags) or "avx_ne_convert" in flags
-    assert lacks_instructions(torch.bfloat16, CPU) is not wide
+    assert lacks_instructions(torch.bfloat16, CPU) is not bool({"avx512_bf16", "amx_bf16"} & set(flags))
+    assert lacks_instructions(torch.float16, CPU) is not bool({"avx512_fp16", "amx_fp16"} & set(flags))
 
 
 def test_nothing_lacks_float32_and_of_a_gpu_nothing_is_said() -> None:

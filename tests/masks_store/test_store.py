@@ -814,6 +814,14 @@ def test_a_claim_is_known_to_who_registered_it_or_asked_for_it_and_to_no_other(s
             assert one.known_claim(view) is None, "it took nothing"
 
 
+def test_who_asks_for_a_known_claim_waits_for_no_decoding(store: Store):
+    birds = put(store, "birds", "packnet")
+    store.claim(birds)
+    with store._ledger._lock:
+        assert store.known_claim(birds) is None
+    assert store.known_claim(birds) is not None
+
+
 def test_reading_claims_ahead_stops_when_it_is_told_to(store: Store):
     put(store, "birds", "packnet")
     asked: list[int] = []

@@ -203,9 +203,9 @@ def test_no_more_plans_are_kept_than_is_said_and_a_forgotten_one_is_made_again()
     assert order.plan((1, 4, 4)) is not first
 
 
-@pytest.mark.skipif(HAS_BF16, reason="this processor has instructions for bfloat16")
+@pytest.mark.skipif(HAS_BF16, reason="oneDNN convolves bfloat16 here")
 @pytest.mark.parametrize("layer", LAYERS)
-def test_what_a_processor_has_no_instructions_for_is_refused(layer: tuple[int, int, int, int]) -> None:
+def test_what_onednn_does_not_convolve_is_refused(layer: tuple[int, int, int, int]) -> None:
     with pytest.raises(Refused, match="oneDNN does not compute"):
         order_of(geometry(layer, torch.bfloat16))
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from masks_store import InvalidInput, NotFound, Store, probe_faults, read_artifact, view_of
+from masks_store import InvalidInput, NotFound, Store, lacks_instructions, probe_faults, read_artifact, view_of
 from service.engine import DeadlinePassed, Draining, Kernels, QueueFull, VersionFailed
 from service.engine.behind import Behind, Mix
 from service.serving import Serving
@@ -52,6 +52,17 @@ class Gate:
     async def reached(self) -> None:
         """Until a worker stands at the gate."""
         assert await asyncio.to_thread(self.entered.wait, 30)
+
+
+def test_bfloat16_that_the_processor_only_imitates_is_told_at_the_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = live.empty_store(tmp_path / "store")
+    for dtype, lacking in (("fp32", False), ("bf16", lacks_instructions(torch.bfloat16, torch.device("cpu")))):
+        caplog.clear()
+        Serving(store, device="cpu", dtype=dtype, workers=1)
+        told = [record for record in caplog.records if "no instructions for bfloat16" in record.getMessage()]
+        assert len(told) == int(lacking), dtype
 
 
 def made_of(own: Behind, kernel: Tensor) -> bool:
