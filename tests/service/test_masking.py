@@ -55,9 +55,11 @@ def test_c_and_torch_write_the_bits_of_the_twin(
         bits = torch.from_numpy(np.packbits(padded, bitorder="little"))
     expected = twin(source, shown, scale)
     for write in (write_in_torch, lambda *given: write_compiled(library, *given)):
-        out = torch.full_like(source, 7.0)
+        held = torch.full((len(source) + 64,), 7.0, dtype=source.dtype)
+        out, around = held[32:-32], torch.cat([held[:32], held[-32:]])
         write(out, source, bits, scale)
-        assert out.view(torch.uint8).tolist() == expected.view(torch.uint8).tolist()
+        assert out.contiguous().view(torch.uint8).tolist() == expected.view(torch.uint8).tolist()
+        assert torch.equal(torch.cat([held[:32], held[-32:]]), around), "and nothing beside it"
 
 
 def test_a_layer_of_many_steps_is_written_to_its_end(library: Compiled) -> None:

@@ -65,6 +65,7 @@ static int64_t tiled(float *pattern, const float *scale, int64_t period) {
     return whole;
 }
 
+/* Which of the sixteen numbers from `at` on are shown. */
 __attribute__((target("avx512f,avx512bw,avx512vl"))) static inline __mmask16 lanes(const uint8_t *bits, int64_t at) {
     uint16_t word;
     if (bits == NULL) return 0xffff;
@@ -72,7 +73,7 @@ __attribute__((target("avx512f,avx512bw,avx512vl"))) static inline __mmask16 lan
     return word;
 }
 
-__attribute__((target("avx512f,avx512bw,avx512vl"))) static int64_t wide_f32(
+__attribute__((target("avx512f,avx512bw,avx512vl"))) static int64_t avx512_f32(
     float *out, const float *source, const uint8_t *bits, const float *pattern, int64_t whole, int64_t start,
     int64_t stop) {
     int64_t at = start, turn = 0;
@@ -85,7 +86,7 @@ __attribute__((target("avx512f,avx512bw,avx512vl"))) static int64_t wide_f32(
     return at;
 }
 
-__attribute__((target("avx512f,avx512bw,avx512vl"))) static int64_t wide_bf16(
+__attribute__((target("avx512f,avx512bw,avx512vl"))) static int64_t avx512_bf16(
     uint16_t *out, const uint16_t *source, const uint8_t *bits, const float *pattern, int64_t whole, int64_t start,
     int64_t stop) {
     const __m512i half = _mm512_set1_epi32(0x7fff), one = _mm512_set1_epi32(1), nan = _mm512_set1_epi32(0x7fc0);
@@ -106,22 +107,69 @@ __attribute__((target("avx512f,avx512bw,avx512vl"))) static int64_t wide_bf16(
     return at;
 }
 
-static int wide(void) {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+#define HALF (LANES / 2)
+
+/* All ones in the lanes of the eight numbers from `at` on that are shown. */
+__attribute__((target("avx2"))) static inline __m256i half_lanes(const uint8_t *bits, int64_t at) {
+    const __m256i each = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    if (bits == NULL) return _mm256_set1_epi32(-1);
+    return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(bits[at >> 3]), each), each);
+}
+
+__attribute__((target("avx2"))) static int64_t avx2_f32(
+    float *out, const float *source, const uint8_t *bits, const float *pattern, int64_t whole, int64_t start,
+    int64_t stop) {
+    int64_t at = start, turn = 0;
+    for (; at + HALF <= stop; at += HALF) {
+        __m256 value = _mm256_mul_ps(_mm256_loadu_ps(source + at), _mm256_loadu_ps(pattern + turn));
+        _mm256_storeu_ps(out + at, _mm256_and_ps(value, _mm256_castsi256_ps(half_lanes(bits, at))));
+        turn += HALF;
+        if (turn == whole) turn = 0;
+    }
+    return at;
+}
+
+__attribute__((target("avx2"))) static int64_t avx2_bf16(
+    uint16_t *out, const uint16_t *source, const uint8_t *bits, const float *pattern, int64_t whole, int64_t start,
+    int64_t stop) {
+    const __m256i half = _mm256_set1_epi32(0x7fff), one = _mm256_set1_epi32(1), nan = _mm256_set1_epi32(0x7fc0);
+    int64_t at = start, turn = 0;
+    for (; at + HALF <= stop; at += HALF) {
+        __m256i read = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(source + at)));
+        __m256 value = _mm256_castsi256_ps(_mm256_slli_epi32(read, 16));
+        value = _mm256_mul_ps(value, _mm256_loadu_ps(pattern + turn));
+        __m256i word = _mm256_castps_si256(value);
+        __m256i odd = _mm256_and_si256(_mm256_srli_epi32(word, 16), one);
+        word = _mm256_srli_epi32(_mm256_add_epi32(word, _mm256_add_epi32(half, odd)), 16);
+        word = _mm256_blendv_epi8(word, nan, _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q)));
+        word = _mm256_and_si256(word, half_lanes(bits, at));
+        word = _mm256_permute4x64_epi64(_mm256_packus_epi32(word, word), 0x08); /* both halves' numbers together */
+        _mm_storeu_si128((__m128i *)(out + at), _mm256_castsi256_si128(word));
+        turn += HALF;
+        if (turn == whole) turn = 0;
+    }
+    return at;
+}
+
+static int level(void) { /* 2: AVX-512, 1: AVX2, 0: any processor */
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+        return 2;
+    return __builtin_cpu_supports("avx2") ? 1 : 0;
 }
 
 #else
 
-static int wide(void) { return 0; }
+static int level(void) { return 0; }
 
 #endif
 
 #ifdef WIDE
-#define FAST(kind)                                                                             \
-    if (fast && from % 8 == 0) {                                                               \
-        const float unit = 1.0f;                                                               \
-        int64_t whole = tiled(pattern, own == NULL ? &unit : own, own == NULL ? 1 : period);   \
-        if (whole) start = wide_##kind(out, source, bits, pattern, whole, from, from + span); \
+#define FAST(kind)                                                                                \
+    if (fast && from % 8 == 0) {                                                                  \
+        const float unit = 1.0f;                                                                  \
+        int64_t whole = tiled(pattern, own == NULL ? &unit : own, own == NULL ? 1 : period);      \
+        if (whole && fast == 2) start = avx512_##kind(out, source, bits, pattern, whole, from, from + span); \
+        if (whole && fast == 1) start = avx2_##kind(out, source, bits, pattern, whole, from, from + span);   \
     }
 #else
 #define FAST(kind)
@@ -131,7 +179,7 @@ static int wide(void) { return 0; }
     void taskpack_mask_##kind(type *out, const type *source, const uint8_t *bits, const float *scale,            \
                               int64_t length, int64_t span, int64_t period) {                                    \
         float pattern[PATTERN];                                                                                  \
-        const int fast = wide();                                                                                 \
+        const int fast = level();                                                                                 \
         (void)pattern, (void)fast;                                                                               \
         for (int64_t from = 0; from < length; from += span) {                                                    \
             const float *own = scale == NULL ? NULL : scale + from / span * period;                              \
