@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import AsyncGenerator
@@ -55,8 +56,9 @@ class Gate:
 
 
 def test_bfloat16_that_the_processor_only_imitates_is_told_at_the_start(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("service.serving.log", logging.getLogger("told at the start"))  # a server's is set up otherwise
     store = live.empty_store(tmp_path / "store")
     for dtype, lacking in (("fp32", False), ("bf16", lacks_instructions(torch.bfloat16, torch.device("cpu")))):
         caplog.clear()
