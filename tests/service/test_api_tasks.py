@@ -70,7 +70,10 @@ async def test_the_label_asked_for_is_given(web: Web, label: str) -> None:
 
 
 async def test_a_label_that_is_none_is_400(shared: Web) -> None:
-    problem(await shared.register(new_task(shared.store, "cars"), label="newest"), 400)
+    told = problem(await shared.register(new_task(shared.store, "cars"), label="newest"), 400)
+    (fault,) = told["errors"]
+    assert fault.startswith("label: ")
+    assert all(name in fault for name in ("stable", "canary", "none")), "what it may be"
 
 
 async def test_an_artifact_may_come_as_a_multipart_part(web: Web) -> None:
@@ -80,20 +83,23 @@ async def test_an_artifact_may_come_as_a_multipart_part(web: Web) -> None:
 
 @pytest.mark.parametrize("name", ["file", "image"])
 async def test_a_multipart_part_of_another_name_is_400(shared: Web, name: str) -> None:
-    problem(await shared.client.post("/tasks", files={name: new_task(shared.store, "cars")}, headers=ADMIN), 400)
+    sent = await shared.client.post("/tasks", files={name: new_task(shared.store, "cars")}, headers=ADMIN)
+    assert "artifact" in str(problem(sent, 400)["errors"]), "the name that is wanted"
 
 
 async def test_an_artifact_with_another_content_type_is_415(shared: Web) -> None:
     headers = {**ADMIN, "Content-Type": "application/x-www-form-urlencoded"}
-    problem(await shared.client.post("/tasks", content=new_task(shared.store, "cars"), headers=headers), 415)
+    sent = await shared.client.post("/tasks", content=new_task(shared.store, "cars"), headers=headers)
+    assert "application/octet-stream" in str(problem(sent, 415)["errors"]), "the type that is wanted"
 
 
 async def test_an_empty_artifact_is_400(shared: Web) -> None:
-    problem(await shared.register(b""), 400)
+    assert "empty" in str(problem(await shared.register(b""), 400)["errors"])
 
 
 async def test_bytes_that_are_no_artifact_are_422(shared: Web) -> None:
-    problem(await shared.register(b"nothing of the kind"), 422)
+    (fault,) = problem(await shared.register(b"nothing of the kind"), 422)["errors"]
+    assert fault.startswith("artifact: a header of "), "its first eight bytes are no length of one"
 
 
 async def test_every_fault_of_an_artifact_is_told(shared: Web) -> None:
@@ -123,7 +129,10 @@ async def test_an_artifact_whose_parent_is_missing_is_409(shared: Web) -> None:
 
 
 async def test_claims_that_overlap_are_409(shared: Web) -> None:
-    problem(await shared.register(zoo.task(shared.store.backbone, "cars", "packnet", seed=77, share=0.9)), 409)
+    rival = zoo.task(shared.store.backbone, "cars", "packnet", seed=77, share=0.9)
+    faults = str(problem(await shared.register(rival), 409)["errors"])
+    assert "claimed weights belong to" in faults
+    assert shared.stable("plants") in faults, "whose they are"
 
 
 async def test_after_a_refusal_the_store_is_as_it_was(shared: Web) -> None:
@@ -185,24 +194,25 @@ async def test_versions_are_listed_in_the_order_of_their_registration(shared: We
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=x", "cursor=%21", "cursor=%ff", "page=2"])
 async def test_malformed_paging_is_400(shared: Web, query: str) -> None:
-    problem(await shared.client.get(f"/tasks?{query}"), 400)
+    name = query.partition("=")[0]
+    assert name in str(problem(await shared.client.get(f"/tasks?{query}"), 400)["errors"])
 
 
 @pytest.mark.parametrize(
-    "path",
+    ("path", "missing"),
     [
-        "/tasks/fish",
-        "/tasks/fish/versions",
-        "/tasks/fish/versions/stable",
-        "/tasks/fish/labels/stable",
-        "/tasks/plants/labels/canary",
-        "/tasks/birds/labels/none",
-        "/tasks/birds/versions/000000000000",
-        "/tasks/..%2f..%2fetc",
+        ("/tasks/fish", "fish"),
+        ("/tasks/fish/versions", "fish"),
+        ("/tasks/fish/versions/stable", "fish"),
+        ("/tasks/fish/labels/stable", "fish"),
+        ("/tasks/plants/labels/canary", "canary"),
+        ("/tasks/birds/labels/none", "none"),
+        ("/tasks/birds/versions/000000000000", "000000000000"),
+        ("/tasks/..%2f..%2fetc", ""),  # no route leads there
     ],
 )
-async def test_what_is_not_there_is_404(shared: Web, path: str) -> None:
-    problem(await shared.client.get(path), 404)
+async def test_what_is_not_there_is_404(shared: Web, path: str, missing: str) -> None:
+    assert missing in str(problem(await shared.client.get(path), 404)["errors"])
 
 
 async def test_a_version_is_described_with_its_lineage(shared: Web) -> None:
