@@ -45,6 +45,7 @@ def pack(
     *,
     capacity: str = "weights",
     beside: Settings | None = None,
+    beside_first: int | None = None,
     done: Callable[[Found, Found | None], None] = lambda _task, _beside: None,
 ) -> PackedAll:
     """Train the tasks one after another into a store, then measure every one of them again.
@@ -58,6 +59,7 @@ def pack(
         folder: for sources, store and ledger; what was begun there goes on.
         capacity: what tasks take of the store.
         beside: train each task so, too, outside of the store: fine-tuning of a network of its own.
+        beside_first: only so many of them; None: all.
         done: told of each task, and of what was trained beside it.
     """
     asked = [dataclasses.asdict(one) if one is not None else None for one in (settings, beside)]
@@ -67,9 +69,10 @@ def pack(
     where = folder / "store"
     with Store.open(where) if where.exists() else _new_store(where, mnist, arch, seed, capacity) as store:
         packed: list[Found] = []
-        for source in sources:
+        for number, source in enumerate(sources):
             packed.append(train_once(ledger, store, source.stem, source, settings))
-            done(packed[-1], train_once(ledger, store, source.stem, source, beside) if beside is not None else None)
+            both = beside is not None and (beside_first is None or number < beside_first)
+            done(packed[-1], train_once(ledger, store, source.stem, source, beside) if both else None)
         return PackedAll(tuple(packed), tuple(_measure(store, sources)))
 
 

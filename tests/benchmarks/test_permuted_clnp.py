@@ -12,6 +12,7 @@ from .digits import write_digits
 def test_the_clnp_experiment_runs_cut_down_and_tells_units_and_the_single_task_reference(tmp_path, capsys):
     mnist = write_digits(tmp_path / "mnist.npz")
     flags = f"--mnist {mnist} --out {tmp_path} --tasks 2 --epochs 4 --train-images 60 --val-images 18 --arch mlp-24-24"
+    flags += " --alone 1"
     permuted_mnist_clnp.main([*flags.split(), "--batch-size", "4", "--margin", "3", "--grid", "1e-6", "1e-5"])
     found = json.loads((tmp_path / "permuted_mnist_clnp.json").read_text())
     assert {"command", "versions", "machine", "cut", "settings"} <= found.keys()
@@ -20,8 +21,9 @@ def test_the_clnp_experiment_runs_cut_down_and_tells_units_and_the_single_task_r
     (run,) = found["seeds"]
     assert run["after"] == [task["test_top1"] for task in run["tasks"]], "nothing was forgotten"
     assert run["mean"] > 0.5, "learned: chance is 0.33"
-    assert run["mean_alone"] > 0.5
     first, second = run["tasks"]
+    assert run["mean_alone"] == first["alone"]["test_top1"] > 0.5
+    assert "alone" not in second, "one was asked for"
     assert [unit["reused"] for unit in first["units"]] == [0, 0]
     for before, after in zip(first["units"], second["units"], strict=True):
         assert after["free"] == before["free"] - after["new"]
