@@ -16,7 +16,8 @@ With several `--seeds` packnet equal, clr, bn and finetune run with all of them,
 `--choose` takes each variant's learning rate from three, by the mean validation accuracy with seed 0 on three of the
 sets, each trained alone (joint: on all); without it the middle one is used. `--reverse` packs in the other order, which
 PackNet's results depend on and the others' must not: it compares their digests with the forward result beside it.
-Cut to fit two cores, alike for every method: 64 pixels, 15 epochs over all phases.
+Cut to fit two cores, alike for every method: 64 pixels, 15 epochs over all phases; `--pictures 1000` cuts every set
+to at most so many training pictures, and a variant to half an hour in fp32.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from .contest import choose_rate, mean_difference, same_seed, slug
 from .joint import train_jointly
 from .ledger import Ledger
 from .packing import Found
-from .photographs import parse, photograph_parser, protocol_of, run_experiment, sources_of
+from .photographs import add_pictures, parse, photograph_parser, protocol_of, run_experiment, sources_of
 from .record import mean_sd, read, table, write
 from .speed import time_all
 from .variants import VARIANTS, Protocol
@@ -134,13 +135,14 @@ def joint_of(
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run, print tables, write the JSON; returns what was written."""
     parser = photograph_parser(__doc__, SETS)
+    add_pictures(parser)
     parser.add_argument("--choose", action="store_true", help="choose learning rates on validation pictures")
     parser.add_argument("--joint", action="store_true", help="all sets at once, too")
     parser.add_argument("--reverse", action="store_true", help="the other order")
     arguments = parse(parser, argv)
-    protocol, work = protocol_of(arguments), arguments.work
+    protocol, work = protocol_of(arguments, pictures=arguments.pictures), arguments.work
     names = arguments.sets[::-1] if arguments.reverse else arguments.sets
-    sources = sources_of(arguments.data, names, work / "sources", arguments.per_class)
+    sources = sources_of(arguments.data, names, work / "sources", arguments.per_class, arguments.pictures)
     few = {name: sources[name] for name in CHOOSE_ON if name in sources} if arguments.choose else {}
     suffix = "_reversed" if arguments.reverse else ""
     earlier = read(arguments.out / f"eight_domains{suffix}.json")

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .contest import first_runs
-from .photographs import parse, photograph_parser, protocol_of, run_experiment, sources_of
+from .photographs import add_pictures, parse, photograph_parser, protocol_of, run_experiment, sources_of
 from .record import table
 
 SETS = ("flowers89",)
@@ -41,9 +41,12 @@ METHODS = (
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run, print a table, write the JSON; returns what was written."""
-    arguments = parse(photograph_parser(__doc__, SETS, variants=METHODS), argv)
-    sources = sources_of(arguments.data, arguments.sets, arguments.work / "sources", arguments.per_class)
-    result = run_experiment("findings", arguments, protocol_of(arguments), sources)
+    parser = photograph_parser(__doc__, SETS, variants=METHODS)
+    add_pictures(parser)
+    arguments = parse(parser, argv)
+    few = arguments.pictures
+    sources = sources_of(arguments.data, arguments.sets, arguments.work / "sources", arguments.per_class, few)
+    result = run_experiment("findings", arguments, protocol_of(arguments, pictures=few), sources)
     print(shown(result))
     return result
 

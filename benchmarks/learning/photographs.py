@@ -13,7 +13,7 @@ import torch
 from .contest import compete, slug
 from .options import RESULTS
 from .record import environment, read, write
-from .subsets import subset
+from .subsets import per_class_of, subset
 from .variants import METHODS, VARIANTS, Protocol
 
 
@@ -57,6 +57,13 @@ def photograph_parser(
     return parser
 
 
+def add_pictures(parser: argparse.ArgumentParser) -> None:
+    """The flag that cuts all sets to one size, for a parser of `photograph_parser`."""
+    parser.add_argument(
+        "--pictures", type=int, help="training pictures of a set, at most, its classes as even as can be"
+    )
+
+
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """The flags; one thread from here on."""
     arguments = parser.parse_args(argv)
@@ -66,14 +73,20 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     return arguments
 
 
-def protocol_of(arguments: argparse.Namespace, per_class: int | None = None, keep: float | None = None) -> Protocol:
-    """The protocol that the flags ask for; `per_class` instead of the flag's."""
+def protocol_of(
+    arguments: argparse.Namespace,
+    per_class: int | None = None,
+    keep: float | None = None,
+    pictures: int | None = None,
+) -> Protocol:
+    """The protocol that the flags ask for; `per_class` instead of the flag's, `pictures` of `add_pictures`."""
     return Protocol(
         arch=arguments.arch,
         weights=weights_of(arguments),
         size=arguments.size,
         epochs=arguments.epochs,
         per_class=per_class or arguments.per_class,
+        pictures=pictures,
         precision=arguments.precision,
         keep=keep,
     )
@@ -119,12 +132,17 @@ def run_experiment(
     return result
 
 
-def sources_of(data: Path, names: Sequence[str], folder: Path, per_class: int | None) -> dict[str, Path]:
-    """Task name -> its source; one with fewer training pictures is written into the folder."""
-    found = {name: source_of(data, name) for name in names}
-    if per_class is None:
-        return found
-    return {name: subset(path, folder, per_class=per_class) for name, path in found.items()}
+def sources_of(
+    data: Path, names: Sequence[str], folder: Path, per_class: int | None, pictures: int | None = None
+) -> dict[str, Path]:
+    """Task name -> its source; one with fewer training pictures, of a class or in all, is written into the folder."""
+    found: dict[str, Path] = {}
+    for name in names:
+        found[name] = source = source_of(data, name)
+        limits = [limit for limit in (per_class, pictures and per_class_of(source, pictures)) if limit is not None]
+        if limits:
+            found[name] = subset(source, folder, per_class=min(limits))
+    return found
 
 
 def source_of(data: Path, name: str) -> Path:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,6 +23,31 @@ def classes_of(source: Path) -> list[str]:
             return [str(name) for name in file["class_names"]]
     with zipfile.ZipFile(source) as archive:
         return sorted({parts[2] for parts in _parts(archive).values()})
+
+
+def per_class_of(source: Path, pictures: int) -> int | None:
+    """How many training pictures of each class may stay so that at most `pictures` stay in all; None: every one.
+
+    Raises:
+        SystemExit: not even one of each.
+    """
+    sizes = _training_sizes(source)
+    if sum(sizes) <= pictures:
+        return None
+    if len(sizes) > pictures:
+        raise SystemExit(f"{source.name} has {len(sizes)} classes: {pictures} training pictures are too few")
+    return max(n for n in range(1, max(sizes)) if sum(min(size, n) for size in sizes) <= pictures)
+
+
+def _training_sizes(source: Path) -> list[int]:
+    """Training pictures of each class that has any."""
+    if source.suffix == ".npz":
+        with np.load(source, allow_pickle=False) as file:
+            labels: list[Any] = file["train_labels"].tolist()
+    else:
+        with zipfile.ZipFile(source) as archive:
+            labels = [label for _, split, label, _ in _parts(archive).values() if split == "train"]
+    return list(Counter(labels).values())
 
 
 def subset(source: Path, folder: Path, classes: Sequence[str] | None = None, *, per_class: int | None = None) -> Path:

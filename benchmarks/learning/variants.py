@@ -39,6 +39,7 @@ class Protocol:
         arch, weights, size: of the backbone; `size` in pixels.
         epochs: that every method shows the pictures for, over all of its phases.
         per_class: training pictures of a class; None: all.
+        pictures: training pictures of a set, its classes as even as can be; None: all.
         threads: of the arithmetic.
         precision: as `taskpack train` has it.
         keep: share of the weights that every store keeps, whatever the variant's; None: the variant's.
@@ -49,6 +50,7 @@ class Protocol:
     size: int
     epochs: int
     per_class: int | None = None
+    pictures: int | None = None
     threads: int = 1
     precision: str = "32-true"
     keep: float | None = None
