@@ -28,7 +28,8 @@ from benchmarks.learning import (
 )
 from benchmarks.learning.contest import mean_difference, run_variant
 from benchmarks.learning.joint import mixed_batches
-from benchmarks.learning.subsets import classes_of, subset
+from benchmarks.learning.photographs import sources_of
+from benchmarks.learning.subsets import classes_of, per_class_of, subset
 from benchmarks.learning.variants import VARIANTS, Protocol, settings_of
 from masks_store import Preprocess, Store
 from trainer import init, train
@@ -83,6 +84,22 @@ def test_a_subset_of_a_zip_holds_the_asked_classes_whole_test_split_and_few_trai
         names = few.namelist()
         assert [sum(f"/{split}/" in name for name in names) for split in ("train", "test")] == [10, 16]
         assert all(few.read(name) == whole.read(name) for name in names)
+
+
+def test_a_set_is_cut_to_a_number_of_pictures_at_the_cost_of_its_large_classes(data, tmp_path):
+    labels = np.repeat([0, 1, 2], [3, 10, 20])
+    images = np.arange(33, dtype=np.uint8).reshape(-1, 1, 1, 1)
+    np.savez(tmp_path / "uneven.npz", train_images=images, train_labels=labels, class_names=np.array(["a", "b", "c"]))
+    cuts = {pictures: per_class_of(tmp_path / "uneven.npz", pictures) for pictures in (3, 13, 14, 15, 24, 32, 33)}
+    # 3 + 5 + 5 of at most 5 a class, 3 + 6 + 6 of at most 6, 3 + 10 + 11 and 3 + 10 + 19 where only one class is cut
+    assert cuts == {3: 1, 13: 5, 14: 5, 15: 6, 24: 11, 32: 19, 33: None}
+    assert per_class_of(data / "flowers89.zip", 45) == 4, "a .zip of 16 training pictures for each of ten classes"
+    assert sources_of(data, ["flowers89"], tmp_path, None, 160) == {"flowers89": data / "flowers89.zip"}
+    few = sources_of(data, ["flowers89"], tmp_path, None, 45)
+    assert few == {"flowers89": subset(data / "flowers89.zip", tmp_path, per_class=4)}
+    assert sources_of(data, ["flowers89"], tmp_path, 2, 45) == sources_of(data, ["flowers89"], tmp_path, 2)
+    with pytest.raises(SystemExit, match="10 classes: 9 training pictures are too few"):
+        per_class_of(data / "flowers89.zip", 9)
 
 
 def test_a_subset_of_an_npz_numbers_its_classes_anew_and_keeps_their_pictures(data, tmp_path):
