@@ -67,6 +67,16 @@ class Ours(Server):
         return [*super().command(tasks, port, python), *self.flags]
 
 
+@dataclass(frozen=True)
+class Bare(Server):
+    """The least that answers over HTTP."""
+
+    def command(self, tasks: Tasks, port: int, python: str) -> list[str]:
+        """What starts it."""
+        flags = ["--port", str(port), "--dtype", "bf16" if self.bf16 else "fp32"]
+        return [sys.executable, "-m", "benchmarks.bare_route", str(tasks.store), *flags]
+
+
 # ---------------------------------------------------------------- the engine without HTTP, in a process of its own
 
 
@@ -131,27 +141,33 @@ def measure_tasks(tasks: Tasks, server: Server, rounds: int, seconds: float) -> 
 
 def measure_http(
     tasks: Tasks, server: Server, dtype: str, rounds: int, seconds: float
-) -> tuple[list[float], list[Lone], float]:
-    """Per round, the server's rate over the engine's; lone requests; the bare forward's milliseconds."""
+) -> tuple[list[float], list[Lone], list[Lone], float]:
+    """Per round, the server's rate over the engine's; lone requests, to it and the bare route; a bare forward's ms."""
     command = [sys.executable, "-m", "benchmarks.server", "--engine", str(tasks.store), "--dtype", dtype]
     bare = Contestant("the engine", [*command, "--seconds", str(seconds)])
     ratios: list[float] = []
     forwards: list[float] = []
     requests: list[Lone] = []
+    floor: list[Lone] = []
+    least = Bare("taskpack", tuned=False, bf16=dtype == "bf16", cores=1)
     with (
         started(server, tasks, sys.executable) as running,
         Callers(server, running, tasks, tasks.names[:1], CALLERS) as callers,
+        started(least, tasks, sys.executable) as bare_route,
+        Callers(least, bare_route, tasks, tasks.names[:1], 1) as its_caller,
     ):
         callers.wait_until_ready()
+        its_caller.wait_until_ready()
         for turn in range(rounds + 1):
             engine, rate = bare.round(), callers.ask(seconds).rate
-            lone = lone_requests(running.url, tasks)
+            lone, its = lone_requests(running.url, tasks), lone_requests(bare_route.url, tasks)
             if turn:
                 ratios.append(rate / engine["rate"])
                 forwards.append(engine["ms"])
                 requests += lone
+                floor += its
     bare.end()
-    return ratios, requests, statistics.median(forwards)
+    return ratios, requests, floor, statistics.median(forwards)
 
 
 @dataclass(frozen=True)
@@ -275,11 +291,14 @@ def measured(arguments: argparse.Namespace, tasks: Tasks) -> dict[str, Any]:
             ratios = measure_tasks(tasks, server, rounds, seconds)
             row(f"tasks: ten, slots for {name}, x one task", statistics.median(ratios), target)
     if "http" in arguments.rows:
-        ratios, lone, forward = measure_http(tasks, enough, arguments.dtype, rounds, seconds)
+        ratios, lone, floor, forward = measure_http(tasks, enough, arguments.dtype, rounds, seconds)
         added = [one.added for one in lone]
         row("http: the server with JPEGs, x its engine", statistics.median(ratios), 0.85)
         row("latency: added, p50, ms", percentile(added, 0.5), 1.0, at_most=True)
         row("latency: added, p99, ms", percentile(added, 0.99), 3.0, at_most=True)
+        for share in (0.5, 0.99):
+            least = percentile([one.added for one in floor], share)
+            rows[f"latency: added by a bare route, p{100 * share:.0f}, ms"] = round(least, 3)
         rows["bare forward, ms"] = round(forward, 3)
         rows["forward in the server, x bare"] = round(statistics.median(one.forward for one in lone) / forward, 3)
     if "register" in arguments.rows:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from contextlib import asynccontextmanager
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -48,21 +49,22 @@ async def predict(request: Request, query: Annotated[PredictQuery, Query()]) -> 
     check_media_type(request.headers.get("content-type"))
     versions = await _versions(runtime, record, caller_of(request), query)
     settings = runtime.settings
+    guess: Guess | None = None
     async with runtime.bodies.read(request, settings.max_body_bytes, settings.body_timeout_s) as body:
         read = time.monotonic()
         record.took("read", read - record.started)
         images = await _parsed(request.headers.get("content-type"), body, settings)
-        decoded = await unless_disconnected(request, runtime.decoder.decode(images, deadline))
+        async with unless_disconnected(request):
+            decoded = await runtime.decoder.decode(images, deadline)
         record.took("decode", time.monotonic() - read)
     if len(decoded) == 1 and isinstance(decoded[0], Bad):
         raise alone(decoded[0])
-    guess: Guess | None = None
-    if query.task == [AUTO]:
-        naming = named(runtime, caller_of(request), decoded, query.version, deadline)
-        version, guess = await unless_disconnected(request, naming)
-        versions = [version]
-        record.tasks.append(version.task)
-    answers = await unless_disconnected(request, _answers(runtime, record, versions, decoded, query.top_k, deadline))
+    async with unless_disconnected(request):
+        if query.task == [AUTO]:
+            version, guess = await named(runtime, caller_of(request), decoded, query.version, deadline)
+            versions = [version]
+            record.tasks.append(version.task)
+        answers = await _answers(runtime, record, versions, decoded, query.top_k, deadline)
     record.versions.extend(version.version for version in versions)
     if guess is not None:
         answers[0]["auto"] = {"score": guess.score}
@@ -184,6 +186,8 @@ def best(logits: npt.NDArray[np.float32], classes: Sequence[str], top_k: int) ->
 
 async def together(*work: Awaitable[T]) -> list[T]:
     """Wait for several things at once; when one fails the others are given up, and its error is raised."""
+    if len(work) == 1:
+        return [await work[0]]
     tasks = [asyncio.ensure_future(one) for one in work]
     try:
         return await asyncio.gather(*tasks)
@@ -192,28 +196,31 @@ async def together(*work: Awaitable[T]) -> list[T]:
             task.cancel()
 
 
-async def unless_disconnected(request: Request, work: Awaitable[T]) -> T:
-    """Wait for work, but give it up as soon as the caller goes away: the queue drops what nobody waits for.
+@asynccontextmanager
+async def unless_disconnected(request: Request) -> AsyncGenerator[None]:
+    """Give the block up as soon as the caller goes away: the queue drops what nobody waits for.
 
     Args:
         request: its body has been read.
-        work: may be cancelled.
 
     Raises:
         Disconnected: the caller went away first.
     """
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnect(request))
+
+    async def watch(scope: asyncio.Timeout) -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        scope.reschedule(0.0)  # over since long ago: cancels the block
+
+    scope = asyncio.timeout(None)
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Disconnected
-        return task.result()
-    finally:
-        gone.cancel()
-        task.cancel()
-
-
-async def _disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        async with scope:
+            watching = asyncio.ensure_future(watch(scope))
+            try:
+                yield
+            finally:
+                watching.cancel()
+    except TimeoutError:
+        if scope.expired():
+            raise Disconnected from None
+        raise
