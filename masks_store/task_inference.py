@@ -157,7 +157,9 @@ class TaskInference:
         self._sums = dict(sums)
         count = sum(int(one.count.sum()) for one in sums.values())
         classes = sum(int((one.count > 0).sum()) for one in sums.values())
-        scatter = torch.stack([one.scatter.to(torch.float64) for one in sums.values()]).sum(0)
+        scatter = torch.zeros(DIMENSIONS, DIMENSIONS, dtype=torch.float64)
+        for one in sums.values():  # one at a time: thousands together would take a hundred kilobytes each
+            scatter += one.scatter
         self._whitener = _whitener(covariance(scatter, count, classes))
         self._versions = [v for v, one in sums.items() for _ in range(int((one.count > 0).sum()))]
         means = [one.mean[one.count > 0].to(torch.float64) for one in sums.values()]

@@ -170,7 +170,7 @@ def read_keys(path: Path) -> tuple[Key, ...]:
         content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InvalidInput(f"--keys-file {path}: cannot be read ({error.strerror})") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:  # a date that is none; nested without end
         raise InvalidInput(f"--keys-file {path}: neither YAML nor JSON") from error
     lines: Any = content.get("keys") if isinstance(content, dict) else None
     if not isinstance(lines, list):

@@ -208,6 +208,7 @@ class Runtime:
         while True:
             await asyncio.sleep(self.settings.poll_s)
             try:
+                self._reread_keys()
                 await self.refresh()
                 self.trouble = None
             except Exception as error:
@@ -216,7 +217,6 @@ class Runtime:
                 self.trouble = (
                     "the store cannot be read" if isinstance(error, TaskpackError | OSError) else "refresh failed"
                 )
-            self._reread_keys()
 
     def _reread_keys(self) -> None:
         stamp = _stamp(self.settings.keys_file)

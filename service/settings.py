@@ -233,7 +233,7 @@ def read_config(path: Path) -> dict[str, Any]:
         content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"--config {path}: cannot be read ({_reason(error)})") from error
-    except yaml.YAMLError as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:  # a date that is none; nested without end
         raise InvalidInput(f"--config {path}: not YAML ({' '.join(str(error).split())})") from error
     if content is None:
         return {}

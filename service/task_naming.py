@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
 
-from masks_store import Recent, Store, Sums, TaskInference
+from masks_store import Recent, Store, Sums, TaskInference, TaskpackError
+
+log = logging.getLogger("taskpack.service")
 
 REMEMBERED = 8
 """Sets of candidates whose classifier is kept: keys that are limited to tasks ask among those only."""
@@ -45,5 +48,9 @@ class TaskNamer:
 
     def _read(self, version: str) -> Sums | None:
         if version not in self._sums:
-            self._sums[version] = self._store.artifact(version).sums
+            try:
+                self._sums[version] = self._store.artifact(version).sums
+            except TaskpackError:  # its own requests tell; the other tasks can still be named
+                log.exception("version %s cannot be read: task=auto passes over it", version)
+                return None
         return self._sums[version]

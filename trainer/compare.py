@@ -162,6 +162,7 @@ def _settings_of(task: str, methods: Sequence[str], settings: Settings) -> dict[
             settings,
             method=name,
             prune=settings.prune if name == "packnet" else None,
+            on=None if name == "finetune" else settings.on,
             out=None,
             label="none",
             tensorboard=False,

@@ -84,8 +84,8 @@ def predict(
             continue
         answers.append(_parsed(Prediction, response))
         found += answers[-1].predictions
-        # A label that moves half-way must not mix two versions in one answer.
-        params = {**params, "version": answers[0].version}
+        # A label that moves half-way, or a task that the images are to name, must not mix two versions in one answer.
+        params = {**params, "task": answers[0].task, "version": answers[0].version}
     if refused is not None and not answers:
         raise refused  # the server has told of no version that could have answered
     return _joined(answers, found)

@@ -22,6 +22,7 @@ import pytest
 
 import taskpack
 from masks_store import InvalidInput, Store
+from service.edge.protocol import PIPELINED
 from service.engine import Engine
 from service.server import AddressInUse, listen, url_of
 
@@ -185,6 +186,72 @@ def test_a_body_before_a_head_is_not_counted_as_one(strict: Live) -> None:
         time.sleep(0.1)
         connection.sendall(b"host\r\nConnection: close\r\n\r\n")
         assert [status for status, _ in answers(connection)] == [200, 200]
+
+
+CHUNKED = b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("endless", [b"0\r\nX: ", b"1;x="], ids=["trailer", "chunk extension"])
+def test_what_stands_beside_a_body_has_an_end(strict: Live, endless: bytes) -> None:
+    with strict.connect() as waits, strict.connect() as answered:
+        for connection, path in ((waits, b"/predict?task=birds"), (answered, b"/livez")):
+            connection.sendall(CHUNKED % path + b"1\r\nx\r\n" + endless)
+            connection.settimeout(10)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(20):
+                waits.sendall(b"y" * 1000)
+                time.sleep(0.01)
+        refused(waits, 431)
+        time.sleep(0.2)  # the route was refused at its head, the body is read to its end
+        closed = False
+        for _ in range(20):
+            try:
+                answered.sendall(b"y" * 1000)
+                time.sleep(0.02)
+            except ConnectionError:
+                closed = True
+        assert closed, "a trailer of 20 KB was taken in"
+
+
+def test_chunks_larger_than_a_head_are_bodies(strict: Live) -> None:
+    data = picture(size=(96, 96))
+    assert len(data) > 4096
+    with strict.connect() as connection:
+        connection.sendall(CHUNKED % b"/predict?task=birds")
+        for start in range(0, len(data), 3000):
+            piece = data[start : start + 3000]
+            connection.sendall(b"%x;name=value\r\n" % len(piece) + piece + b"\r\n")
+        connection.sendall(b"0\r\nDigest: none\r\n\r\n" + LIVEZ.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        assert [status for status, _ in answers(connection)] == [200, 200]
+
+
+def test_so_many_requests_at_once_are_answered_and_no_more(strict: Live) -> None:
+    last = LIVEZ.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    with strict.connect() as connection:
+        connection.sendall(LIVEZ * PIPELINED + last)
+        assert [status for status, _ in answers(connection)] == [200] * (PIPELINED + 1)
+    with strict.connect() as connection:
+        connection.sendall(LIVEZ * 1000)
+        found = [status for status, _ in answers(connection)]
+        assert found == [200] * (PIPELINED + 1) + [400]
+
+
+def test_blank_lines_do_not_keep_an_idle_connection(strict: Live) -> None:
+    with strict.connect() as connection:
+        connection.sendall(LIVEZ)
+        connection.settimeout(0.2)
+        came, until, closed = b"", time.monotonic() + 8, False
+        while time.monotonic() < until and not closed:
+            try:
+                more = connection.recv(65536)
+                closed, came = not more, came + more
+            except TimeoutError:
+                with contextlib.suppress(ConnectionError):
+                    connection.sendall(b"\r\n")
+            except ConnectionError:
+                closed = True
+        assert b"alive" in came
+        assert closed, "it was idle for four times --keep-alive-s"
 
 
 def test_what_is_refused_before_it_is_a_request_is_counted_and_logged(

@@ -125,7 +125,9 @@ def test_nan_and_infinite_gradients_of_frozen_entries_touch_nothing():
     gear = make_gear(fabric, network, phase, masks)
     weight, mask = network.get_parameter("0.weight"), masks["0.weight"]
     poison = torch.where(mask, 1.0, float("nan"))
-    poison[~mask][::2] = float("inf")
+    poison[tuple((~mask).nonzero()[::2].T)] = float("inf")
+    assert bool(poison.isinf().any())
+    assert bool(poison.isnan().any())
     train_step(fabric, gear, phase, 1e-2, (weight * poison).sum())
     assert _frozen_bits(network) == before
     assert bool(torch.isfinite(weight).all())
