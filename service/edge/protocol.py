@@ -17,7 +17,6 @@ from ..runtime import Runtime
 from .middleware import account
 from .record import begin
 
-
 PIPELINED = 32
 """Requests of one connection whose heads may wait for the answer to an earlier one."""
 
