@@ -236,12 +236,13 @@ async def test_a_keys_file_that_changes_holds_at_once_and_a_broken_one_changes_n
     path = keys_file(tmp_path / "keys.yaml")
     async with running(store, keys_file=path) as web:
         assert (await web.client.get("/tasks", headers=bearer(KEY))).status_code == 200
-        path.write_text("keys: nonsense")
-        os.utime(path, (1, 1))
-        await _polled()
-        assert (await web.client.get("/tasks", headers=bearer(KEY))).status_code == 200
+        for stamp, text in enumerate(("keys: nonsense", "keys: 2024-13-45"), -1):
+            path.write_text(text)
+            os.utime(path, (stamp + 2, stamp + 2))
+            await _polled()
+            assert (await web.client.get("/tasks", headers=bearer(KEY))).status_code == 200
         keys_file(path, [{"name": "new", "role": "predict", "sha256": hashed("tp_new")}])
-        os.utime(path, (2, 2))
+        os.utime(path, (3, 3))
         await _polled()
         problem(await web.client.get("/tasks", headers=bearer(KEY)), 401)
         assert (await web.client.get("/tasks", headers=bearer("tp_new"))).status_code == 200
@@ -279,7 +280,7 @@ def test_every_fault_of_a_keys_file_is_told_and_no_hash_repeated(tmp_path: Path)
         assert secret not in faults
 
 
-@pytest.mark.parametrize("text", ["", "[]", "keys:", "keys: {a: 1}", "\x00", "{"])
+@pytest.mark.parametrize("text", ["", "[]", "keys:", "keys: {a: 1}", "\x00", "{", "a: 2024-13-45", "[" * 5000])
 def test_a_keys_file_of_another_shape_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "k").write_text(text)
     with pytest.raises(InvalidInput, match="--keys-file"):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import AsyncGenerator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 import taskpack
-from masks_store import Store, create
+from masks_store import Store, StoreCorrupt, create
 
 from .. import zoo
 from .web import PNG, Web, assert_alike, problem, running
@@ -104,6 +107,39 @@ async def test_auto_asks_among_the_tasks_of_the_caller_and_of_one_label(web: Web
     assert "only a label" in problem(response, 400)["detail"]
     response = await web.client.post("/predict?task=auto&task=spots", content=image, headers=PNG)
     assert "stands alone" in problem(response, 400)["detail"]
+
+
+async def test_a_key_that_is_for_one_task_is_told_of_no_other(store: Path, tmp_path: Path) -> None:
+    key = "tp_of-the-spots"
+    line = {"name": "spots", "role": "predict", "sha256": hashlib.sha256(key.encode()).hexdigest(), "tasks": ["spots"]}
+    (tmp_path / "keys.yaml").write_text(yaml.safe_dump({"keys": [line]}))
+    async with running(None, store=store, keys_file=tmp_path / "keys.yaml") as web:
+        for image in pictures("stripes", 5, 95):
+            headers = {**PNG, "Authorization": f"Bearer {key}"}
+            response = await web.client.post("/predict?task=auto", content=encoded(image), headers=headers)
+            assert response.status_code == 422 or response.json()["task"] == "spots", response.text
+            assert "stripes" not in response.text
+
+
+async def test_images_that_cannot_be_read_name_no_task(web: Web) -> None:
+    files = [("image", b"no picture"), ("image", b"none either")]
+    assert "no task can be named" in problem(await web.client.post("/predict?task=auto", files=files), 422)["detail"]
+
+
+async def test_a_damaged_artifact_does_not_keep_the_others_from_being_named(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(None, store=store) as web:
+        image, gone, read = encoded(pictures("spots", 1, 94)[0]), web.stable("stripes"), Store.artifact
+
+        def artifact(self: Store, version: str) -> Any:
+            if version == gone:
+                raise StoreCorrupt("a bit has turned")
+            return read(self, version)
+
+        monkeypatch.setattr(Store, "artifact", artifact)
+        response = await web.client.post("/predict?task=auto", content=image, headers=PNG)
+        assert response.json()["task"] == "spots", response.text
 
 
 async def test_a_task_that_is_gone_is_named_no_more(web: Web) -> None:
