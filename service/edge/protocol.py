@@ -6,7 +6,6 @@ import asyncio
 import time
 from typing import Any, ClassVar
 
-from httptools import HttpParserError
 from pydantic_core import to_json
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -19,6 +18,10 @@ from .record import begin
 
 PIPELINED = 32
 """Requests of one connection whose heads may wait for the answer to an earlier one."""
+
+
+class TooManyWait(Exception):
+    """Ends the parser's look at what was received; uvicorn takes it for wrong HTTP, which was refused already."""
 
 
 def protocol_of(runtime: Runtime) -> type[BoundedProtocol]:
@@ -103,12 +106,12 @@ class BoundedProtocol(HttpToolsProtocol):
         """A head has ended: its request will be answered.
 
         Raises:
-            HttpParserError: too many wait already; what else was received is not looked at.
+            TooManyWait: so many wait already that this one is refused.
         """
         if len(self.pipeline) >= PIPELINED:
             detail = f"more than {PIPELINED} requests of one connection wait for the answer to an earlier one"
             self._refuse(Problem(400, detail, reason="too_large"))
-            raise HttpParserError(detail)
+            raise TooManyWait
         self._in_head, self._in_body = False, True
         self._beside_body = 0
         self._stop_clock()
