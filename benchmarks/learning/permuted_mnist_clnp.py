@@ -54,10 +54,7 @@ CHOICE_MARGIN = 0.0010
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run, print a table, write the JSON; returns what was written."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    if arguments.alone is not None and arguments.alone < 1:
-        parser.error("--alone: the reference needs a task at least")
+    arguments = _parsed(argv)
     torch.set_num_threads(1)
     cut, mnist = cut_of(arguments), mnist_of(arguments)
     settings = _settings_of(arguments)
@@ -117,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     return result
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = parser_of(__doc__, epochs=30)
     parser.add_argument("--arch", default=ARCH)
     parser.add_argument("--batch-size", type=int, default=SETTINGS.batch_size)
@@ -128,7 +125,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--precision", default=SETTINGS.precision)
     parser.add_argument("--alone", type=int, help="train only the first so many tasks alone as well (default: all)")
     parser.add_argument("--finetune", action="store_true", help="the fine-tuning variant")
-    return parser
+    arguments = parser.parse_args(argv)
+    if arguments.alone is not None and arguments.alone < 1:
+        parser.error("--alone: the reference needs a task at least")
+    return arguments
 
 
 def _settings_of(arguments: argparse.Namespace) -> Settings:
