@@ -44,6 +44,7 @@ from .errors import NotFound as NotFound
 from .errors import OutOfCapacity as OutOfCapacity
 from .errors import PreconditionFailed as PreconditionFailed
 from .errors import ProbeFailed as ProbeFailed
+from .errors import RegistryLocked as RegistryLocked
 from .errors import StoreCorrupt as StoreCorrupt
 from .errors import StoreReserved as StoreReserved
 from .errors import TaskpackError as TaskpackError

@@ -59,6 +59,10 @@ class Conflict(TaskpackError):
     """The request is sound but the store's present state forbids it."""
 
 
+class RegistryLocked(Conflict):
+    """Other processes kept the store's registry locked for longer than is waited; the same again may succeed."""
+
+
 class BackboneMismatch(Conflict):
     """The artifact was made for another backbone or another preprocess."""
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, insert, select
 
-from .errors import Conflict, InvalidInput, OutOfCapacity, StoreCorrupt, TaskpackError
+from .errors import InvalidInput, OutOfCapacity, RegistryLocked, StoreCorrupt, TaskpackError
 from .tables import SCHEMA, counters, meta, metadata
 from .transaction import Transaction
 
@@ -80,7 +80,7 @@ class Registry:
         """One writing transaction: committed and on disk at the end, undone if anything is raised.
 
         Raises:
-            Conflict: other processes kept writing for longer than the busy timeout.
+            RegistryLocked: other processes kept writing for longer than the busy timeout.
             OutOfCapacity: the disk is full; nothing was changed.
         """
         with _told(self.path), self._connect(writes=True) as connection, connection.begin():
@@ -151,7 +151,7 @@ def _meaning(code: int, path: Path, text: str) -> TaskpackError:
     if code == sqlite3.SQLITE_FULL:
         return OutOfCapacity("the disk of the store's registry is full; free some space, then try again")
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return Conflict("other processes kept the store's registry locked; try again when they are done")
+        return RegistryLocked("other processes kept the store's registry locked; try again when they are done")
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return TaskpackError(f"{path} cannot be opened for writing ({text}); check its permissions and its disk")
     if code == sqlite3.SQLITE_IOERR:

@@ -154,14 +154,16 @@ class TaskInference:
     """
 
     def __init__(self, sums: Mapping[str, Sums]) -> None:
-        self._sums = dict(sums)
+        self.sums: Mapping[str, Sums] = dict(sums)
+        """What it was given."""
         count = sum(int(one.count.sum()) for one in sums.values())
         classes = sum(int((one.count > 0).sum()) for one in sums.values())
         scatter = torch.zeros(DIMENSIONS, DIMENSIONS, dtype=torch.float64)
         for one in sums.values():  # one at a time: thousands together would take a hundred kilobytes each
             scatter += one.scatter
         self._whitener = _whitener(covariance(scatter, count, classes))
-        self._versions = [v for v, one in sums.items() for _ in range(int((one.count > 0).sum()))]
+        there = torch.tensor([int((one.count > 0).sum()) for one in sums.values()])
+        self._owner = torch.repeat_interleave(torch.arange(len(sums)), there)  # [classes of all tasks]: whose
         means = [one.mean[one.count > 0].to(torch.float64) for one in sums.values()]
         self._means = torch.cat(means) @ self._whitener  # [classes of all tasks, 128]
 
@@ -176,14 +178,12 @@ class TaskInference:
         """
         white = z.to("cpu", torch.float64) @ self._whitener
         distances = torch.cdist(white, self._means).square()  # [N, classes of all tasks]
-        names = list(self._sums)
-        place = {version: index for index, version in enumerate(names)}
-        owner = torch.tensor([place[version] for version in self._versions])  # [classes of all tasks]
+        names = list(self.sums)
         nearest = torch.full((len(white), len(names)), math.inf, dtype=torch.float64)
-        nearest.scatter_reduce_(1, owner.expand(len(white), -1), distances, "amin")
+        nearest.scatter_reduce_(1, self._owner.expand(len(white), -1), distances, "amin")
         mean = nearest.mean(0)  # [tasks]
         best = int(mean.argmin())
-        sums = self._sums[names[best]]
+        sums = self.sums[names[best]]
         return Guess(names[best], typicality(sums, own_distances(sums, z)), float(mean[best]))
 
 

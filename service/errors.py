@@ -28,6 +28,7 @@ from masks_store import (
     OutOfCapacity,
     PreconditionFailed,
     ProbeFailed,
+    RegistryLocked,
     StoreCorrupt,
     TaskpackError,
 )
@@ -44,6 +45,7 @@ STATUS: dict[type[Exception], int] = {
     FormatError: 422,
     ProbeFailed: 422,
     StoreCorrupt: 500,
+    RegistryLocked: 503,
     QueueFull: 503,
     Draining: 503,
     VersionFailed: 503,

@@ -7,6 +7,7 @@ computes in bf16, a version whose probe fails in bf16 is computed in fp32; one t
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from typing import Literal, cast
 
@@ -32,6 +33,8 @@ from .workers import Work
 log = logging.getLogger("taskpack.service")
 
 MOST_FRESH = 1000
+CHECK_S = 0.5
+"""How often the background looks for versions that other processes registered."""
 
 
 class Probes:
@@ -116,7 +119,8 @@ class Probes:
         sight = Sight(weights_key(backbone, lineage), claims)
         held = self._hold(lineage)
         try:
-            pooled = units or in_pool(self._engine, lineage)
+            kept = {record.version for record in held}  # what nobody holds may leave the pool meanwhile
+            pooled = units or (kept.issuperset(claims) and in_pool(self._engine, lineage))
             found: dict[str, Tensor] = {}
             for dtype in dict.fromkeys(("fp32", *self._dtypes)):
                 if units:
@@ -173,3 +177,72 @@ class Probes:
 
 def _compare(artifact: Artifact, got: Tensor, dtype: str) -> list[str]:
     return probe_faults(artifact.tensors["probe.logits"], got, cast(Literal["fp32", "bf16"], dtype))
+
+
+class Checker:
+    """A thread that probes what was not probed here, one version after another; idle, it reads claims ahead.
+
+    Args:
+        store: whose claims the next registration needs.
+        residency: whose versions are probed.
+        probes: how.
+    """
+
+    def __init__(self, store: Store, residency: Residency, probes: Probes) -> None:
+        self._store = store
+        self._residency = residency
+        self._probes = probes
+        self._thread = threading.Thread(target=self._run, name="probe", daemon=True)
+        self._woken = threading.Event()
+        self._stopped = False
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def look(self) -> None:
+        """There may be a version that was not probed."""
+        self._woken.set()
+
+    def stop(self) -> None:
+        """End after what has begun; blocks."""
+        self._stopped = True
+        self._woken.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        claims_read = False
+        while not self._stopped:
+            self._woken.clear()
+            for version in self._residency.unchecked():
+                claims_read = False
+                if not self._check(version):
+                    return
+            if not claims_read:
+                self._read_claims()
+                claims_read = True
+            self._woken.wait(0.0 if self._stopped else CHECK_S)
+
+    def _check(self, version: str) -> bool:
+        """Whether the engine still answers."""
+        record = self._residency.hold(version)
+        if record is None:
+            return True
+        try:
+            with record.preparing:
+                self._probes.check(record)
+        except Draining:
+            return False
+        except (TaskpackError, OSError) as error:
+            log.warning("version %s cannot be checked now: %s", version, error)
+        finally:
+            self._residency.release(record)
+        return True
+
+    def _read_claims(self) -> None:
+        """Ahead of the next registration, which would have to."""
+        try:
+            self._store.read_claims(lambda: self._stopped)
+        except (TaskpackError, OSError) as error:
+            log.warning("the claims cannot be read now: %s", error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -51,6 +52,7 @@ class Runtime:
         self.quotas = Quotas()
         self.bodies = Bodies(settings.max_inflight_bytes)
         self.uploads = asyncio.Semaphore(settings.max_uploads)
+        self.registering = ThreadPoolExecutor(settings.max_uploads, "register")
         self.state: State = "starting"
         given = None if admin_token else given_token(settings)
         self._token = given.text if given else admin_token
@@ -128,6 +130,9 @@ class Runtime:
             await self._serving.stop(max(0.0, left))
         if self._decoder is not None:
             self._decoder.close()
+        if self._namer is not None:
+            self._namer.close()
+        self.registering.shutdown(wait=False, cancel_futures=True)
 
     # ------------------------------------------------------------ what it holds
 
@@ -202,7 +207,7 @@ class Runtime:
             self._resolved.clear()
             self._labelled.clear()
             self._seen = last
-        await asyncio.to_thread(self.serving.refresh)
+        await self.serving.refresh()
 
     async def _poll(self) -> None:
         while True:

@@ -6,7 +6,6 @@ import asyncio
 import concurrent.futures
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,6 @@ from masks_store import (
     NotFound,
     Prober,
     Store,
-    TaskpackError,
     lacks_instructions,
     projection,
 )
@@ -39,17 +37,17 @@ from .engine import (
     Sight,
     find_device,
 )
+from .following import Follower
+from .loading import Loader
 from .memory import cores, plan
-from .probing import Probes
+from .probing import Checker, Probes
 from .residency import Record, Residency
 from .stats import Stats
 from .workers import Answer, Work, Workers
 
 log = logging.getLogger("taskpack.service")
 
-LOADERS = 4
 WAIT_S = 0.02
-CHECK_S = 0.5  # how often the prober looks for versions that other processes registered
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +120,7 @@ class Serving:
             kernels=kernels,
             threads=worker_threads,
         )
-        slots = min(slots, self._engine.slots.budget)  # a GPU takes no more than a few views
+        slots = self._engine.slots.budget  # at least what the workers need at once; on a GPU no more than a few views
         self.chosen: dict[str, str | int] = {
             "device": str(found), "dtype": self.dtype, "workers": count, "slot_bytes": slots, "host_bytes": host
         }  # fmt: skip
@@ -138,9 +136,9 @@ class Serving:
         self._residency = Residency(store, self._engine, host_bytes=host, overlay_bytes=overlays)
         dtypes = ("fp32",) if self.dtype == "fp32" else ("bf16", "fp32")
         self._probes = Probes(store, self._engine, self._residency, self._run, dtypes)
-        self._loaders = concurrent.futures.ThreadPoolExecutor(LOADERS, "load")
-        self._checker = threading.Thread(target=self._check_all, name="probe", daemon=True)
-        self._check = threading.Event()
+        self._follower = Follower(self._residency)
+        self._loader = Loader(self._residency, self._probes)
+        self._checker = Checker(store, self._residency, self._probes)
         self._projection: DeviceOverlay | None = None
         self._inflight = 0
         self._idle = asyncio.Event()
@@ -166,7 +164,6 @@ class Serving:
                 await asyncio.wait_for(self._idle.wait(), drain_timeout)
         self._phase = "stopped"
         self._batcher.close(Draining("the server stopped before this request's turn came"))
-        self._check.set()
         await asyncio.to_thread(self._join)
 
     def _prepare_device(self) -> None:
@@ -183,8 +180,9 @@ class Serving:
 
     def _join(self) -> None:
         self._workers.join()
-        self._checker.join()
-        self._loaders.shutdown(cancel_futures=True)
+        self._checker.stop()
+        self._loader.close()
+        self._follower.close()
 
     # ------------------------------------------------------------ requests
 
@@ -206,7 +204,7 @@ class Serving:
         with self._accepted(images):
             record = await self._lease(version, deadline)
             try:
-                task = await self._task(record, deadline)
+                task = await self._loader.loaded(record, deadline)
                 lease = _Lease(self._residency, record)
                 return await self._answer(record.sight, record.dtype, task, images, deadline, called, lease)
             finally:
@@ -266,39 +264,13 @@ class Serving:
         while True:
             with contextlib.suppress(NotFound):
                 return self._residency.lease(version)
-            if await asyncio.to_thread(self._residency.refresh):  # another process may just have registered it
+            if await self._follower.refresh():  # another process may just have registered it
                 return self._residency.lease(version)
             if deadline is not None and time.monotonic() > deadline:
                 raise DeadlinePassed("the deadline passed while the version was waiting for a deleted one to be let go")
             if self._phase == "stopped":
                 raise Draining("the server is stopping")
             await asyncio.sleep(WAIT_S)
-
-    async def _task(self, record: Record, deadline: float | None) -> DeviceOverlay:
-        """The version's own tensors on the device; probed first where that has not happened yet."""
-        if record.status == "ready":
-            task = self._residency.loaded(record, record.dtype)
-            if task is not None:
-                return task
-        self._residency.extend(record)
-        loading = asyncio.get_running_loop().run_in_executor(self._loaders, self._prepare, record)
-        loading.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be waiting any more
-        left = None if deadline is None else deadline - time.monotonic()
-        await asyncio.wait([loading], timeout=left)
-        if not loading.done():
-            raise DeadlinePassed("the deadline passed while the version was being loaded")
-        if loading.cancelled():
-            raise Draining("the server stopped while the version was being loaded")
-        return loading.result()
-
-    def _prepare(self, record: Record) -> DeviceOverlay:
-        try:
-            with record.preparing:
-                self._probes.check(record)
-                self._residency.require_ready(record)
-                return self._residency.load(record, record.dtype)
-        finally:
-            self._residency.release(record)
 
     async def _answer(
         self,
@@ -365,10 +337,14 @@ class Serving:
             raise NotFound(f"version {version} is retired and answers no more")
         return status
 
-    def refresh(self) -> None:
-        """Apply the store's new events, in order. Blocks; call it from a thread."""
-        self._residency.refresh()
-        self._check.set()
+    async def refresh(self) -> None:
+        """Apply the store's new events, in order.
+
+        Raises:
+            Draining: the server is stopping.
+        """
+        await self._follower.refresh()
+        self._checker.look()
 
     async def unload(self, version: str, timeout: float) -> bool:
         """Wait until no request uses a version, then give its memory back.
@@ -383,7 +359,7 @@ class Serving:
             await asyncio.wait_for(unused.wait(), timeout)
         except TimeoutError:
             return False
-        await asyncio.to_thread(self._residency.unload, version)
+        await self._follower.unload(version)
         return True
 
     def stats(self) -> Stats:
@@ -430,37 +406,6 @@ class Serving:
 
     def _run_here(self, work: Work) -> Logits:
         return self._engine.run(work.sight, work.dtype, [work.images], [work.task])[0]
-
-    def _check_all(self) -> None:
-        """The background prober's thread."""
-        claims_read = False
-        while self._phase in ("running", "stopping"):
-            self._check.clear()
-            for version in self._residency.unchecked():
-                claims_read = False
-                record = self._residency.hold(version)
-                if record is None:
-                    continue
-                try:
-                    with record.preparing:
-                        self._probes.check(record)
-                except Draining:
-                    return
-                except (TaskpackError, OSError) as error:
-                    log.warning("version %s cannot be checked now: %s", version, error)
-                finally:
-                    self._residency.release(record)
-            if not claims_read:
-                self._read_claims()
-                claims_read = True
-            self._check.wait(CHECK_S)
-
-    def _read_claims(self) -> None:
-        """Ahead of the next registration, which would have to."""
-        try:
-            self._store.read_claims(lambda: self._phase == "stopped")
-        except (TaskpackError, OSError) as error:
-            log.warning("the claims cannot be read now: %s", error)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,15 @@
-"""`task=auto`: what tells the tasks of a store apart, kept as long as they stay the same."""
+"""`task=auto`: what tells the tasks of a store apart, kept as long as it is asked for."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
+from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
-from masks_store import Recent, Store, Sums, TaskInference, TaskpackError
+from masks_store import Store, Sums, TaskInference, TaskpackError, read_artifact
 
 log = logging.getLogger("taskpack.service")
 
@@ -15,7 +18,10 @@ REMEMBERED = 8
 
 
 class TaskNamer:
-    """Classifiers of tasks over the sums that their artifacts carry; for several threads.
+    """Classifiers of tasks over the sums that their artifacts carry. Lives on one event loop.
+
+    Sums are kept as long as one of these classifiers needs them: what was deleted is forgotten with the last set of
+    candidates that it was in.
 
     Args:
         store: whose artifacts carry the sums.
@@ -23,34 +29,60 @@ class TaskNamer:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._sums: dict[str, Sums | None] = {}
-        self._classifiers: Recent[TaskInference] = Recent(REMEMBERED)
+        self._classifiers: OrderedDict[tuple[str, ...], TaskInference] = OrderedDict()  # the longest unasked first
+        self._without: set[str] = set()  # versions whose artifacts carry none
         self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, "name tasks")
 
-    def among(self, versions: Sequence[str]) -> TaskInference | None:
-        """What tells these versions apart; those whose artifacts carry no sums are passed over. Blocks on first use.
+    async def among(self, versions: Sequence[str]) -> TaskInference | None:
+        """What tells these versions apart; those whose artifacts carry no sums are passed over.
 
         Returns:
             None where no version carries sums.
         """
-        with self._lock:
-            return self._classifier(tuple(sorted(versions)))
+        key = tuple(sorted(versions))
+        known = self._known(key)
+        if known is not None:
+            return known
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._make, key)
 
-    def _classifier(self, versions: tuple[str, ...]) -> TaskInference | None:
-        known = self._classifiers.get(versions)
-        if known is None:
-            found = {version: sums for version in versions if (sums := self._read(version)) is not None}
-            if not found:
-                return None
-            known = TaskInference(found)
-            self._classifiers.put(versions, known, 1)
-        return known
+    def close(self) -> None:
+        """Begin nothing more."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _known(self, key: tuple[str, ...]) -> TaskInference | None:
+        with self._lock:
+            if key in self._classifiers:
+                self._classifiers.move_to_end(key)
+            return self._classifiers.get(key)
+
+    def _make(self, key: tuple[str, ...]) -> TaskInference | None:
+        known = self._known(key)
+        if known is not None:  # made while this waited for the thread
+            return known
+        at_hand = {version: sums for made in self._classifiers.values() for version, sums in made.sums.items()}
+        found: dict[str, Sums] = {}
+        for version in key:
+            sums = at_hand.get(version) or self._read(version)
+            if sums is not None:
+                found[version] = sums
+        if not found:
+            return None
+        made = TaskInference(found)
+        with self._lock:
+            self._classifiers[key] = made
+            while len(self._classifiers) > REMEMBERED:
+                self._classifiers.popitem(last=False)
+        return made
 
     def _read(self, version: str) -> Sums | None:
-        if version not in self._sums:
-            try:
-                self._sums[version] = self._store.artifact(version).sums
-            except TaskpackError:  # its own requests tell; the other tasks can still be named
-                log.exception("version %s cannot be read: task=auto passes over it", version)
-                return None
-        return self._sums[version]
+        if version in self._without:
+            return None
+        try:
+            sums = read_artifact(self._store.artifact_bytes(version), version).sums
+        except TaskpackError:  # its own requests tell; the other tasks can still be named
+            log.exception("version %s cannot be read: task=auto passes over it", version)
+            return None
+        if sums is None:
+            self._without.add(version)
+        return sums

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from masks_store import Guess, Version
 
 from ..auth import Caller
+from ..engine import DeadlinePassed
 from ..errors import Problem
 from ..images import Bad, Pixels
 from ..runtime import Runtime
@@ -33,6 +35,7 @@ async def named(
     Raises:
         Problem: 400 for anything but a label, 404 where no task can be named, 422 where no image could be read or
             they are for no task here.
+        DeadlinePassed: what tells the tasks apart was not there in time, or the engine's turn did not come.
     """
     if label not in ("stable", "canary"):
         raise Problem(400, "version: with task=auto only a label, stable or canary, says which versions are meant")
@@ -41,7 +44,11 @@ async def named(
         faults = [f"image {i}: {image.reason}" for i, image in enumerate(decoded) if isinstance(image, Bad)]
         raise Problem(422, "no image could be read, so no task can be named", faults)
     candidates = {v.version: v for v in await runtime.labelled(label) if caller.may_use(v.task)}
-    inference = await asyncio.to_thread(runtime.namer.among, list(candidates))
+    try:
+        async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+            inference = await runtime.namer.among(list(candidates))
+    except TimeoutError:
+        raise DeadlinePassed("the deadline passed while what tells the tasks apart was being read") from None
     if inference is None:
         raise Problem(
             404,

@@ -56,7 +56,9 @@ async def register_task(request: Request, query: Annotated[RegisterQuery, Query(
         record.took("read", started - record.started)
         actor = caller_of(request).name
         label = query.label or "auto"
-        registered, probing = await asyncio.to_thread(_register, runtime, content_type, body, label, actor)
+        registered, probing = await asyncio.get_running_loop().run_in_executor(
+            runtime.registering, _register, runtime, content_type, body, label, actor
+        )
         record.took("register", time.monotonic() - started - probing)
         if probing:  # an artifact that is there already is not probed again
             record.took("probe", probing)

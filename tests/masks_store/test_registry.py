@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text, update
 
-from masks_store.errors import Conflict, InvalidInput, OutOfCapacity, StoreCorrupt, TaskpackError
+from masks_store.errors import InvalidInput, OutOfCapacity, RegistryLocked, StoreCorrupt, TaskpackError
 from masks_store.registry import Registry
 from masks_store.tables import events, meta, metadata
 from tests.crash.children import context
@@ -167,7 +167,7 @@ def test_a_writer_that_waits_too_long_for_another_is_told(registry: Registry):
     impatient = Registry(registry.path, busy_seconds=0.05)
     with registry.write() as transaction:
         transaction.log("first", "label", None, None)
-        with pytest.raises(Conflict, match="locked; try again"), impatient.write():
+        with pytest.raises(RegistryLocked, match="locked; try again"), impatient.write():
             pass
     log(impatient, "second")
     assert registry.faults() == []

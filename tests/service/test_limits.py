@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gzip
 import threading
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,7 +12,9 @@ import httpx
 import pytest
 
 from masks_store import Store
+from service import images
 from service.api import payloads, predict
+from service.engine import Engine
 
 from .web import ADMIN, JSON, OCTETS, PNG, Web, client_of, new_task, picture, probed, problem, running
 
@@ -305,34 +306,63 @@ async def test_pictures_that_wait_to_be_decoded_count_as_a_queue(store: Store) -
         assert (await first).status_code == 200
 
 
-async def test_a_caller_who_leaves_while_pictures_are_decoded_frees_the_threads(store: Store) -> None:
-    request = httpx.Request("POST", "http://x", files=[("image", picture("PNG", (600, 600)))] * 12)
-    body = [request.read()]
+async def test_a_caller_who_leaves_while_pictures_are_decoded_frees_the_threads(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = httpx.Request("POST", "http://x", files=[("image", picture())] * 12)
+    body, gate, begun, decode = [request.read()], threading.Event(), threading.Event(), images.decode
+    decoded: list[images.Picture] = []
+
+    def gated(one: images.Picture, *rest: Any) -> images.Pixels | images.Bad:
+        begun.set()
+        assert gate.wait(30)
+        decoded.append(one)
+        return decode(one, *rest)
 
     async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": body.pop()} if body else {"type": "http.disconnect"}
+        if body:
+            return {"type": "http.request", "body": body.pop()}
+        await asyncio.to_thread(begun.wait, 30)
+        return {"type": "http.disconnect"}
 
+    monkeypatch.setattr(images, "decode", gated)
     async with running(store, decode_threads=1) as web:
-        assert await raw(web, receive, {"content-type": request.headers["content-type"]}) == 0
-        await asyncio.sleep(0)  # the decoding learns of it
-        assert web.app.state.runtime.decoder.pending < 3 * 600 * 600
+        try:
+            assert await raw(web, receive, {"content-type": request.headers["content-type"]}) == 0
+        finally:
+            gate.set()
+        await _until(lambda: not web.app.state.runtime.decoder.pending)
+        assert len(decoded) == 1, "the one that had begun"
 
 
-async def test_a_caller_who_leaves_while_waiting_frees_the_queue(store: Store) -> None:
+async def test_a_caller_who_leaves_while_waiting_frees_the_queue(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    body, gate, run = [picture()], threading.Event(), Engine.run
+    computed: list[int] = []
+
+    def gated(self: Engine, sight: Any, dtype: str, pictures: Any, tasks: Any) -> Any:
+        assert gate.wait(30)
+        computed.append(sum(map(len, pictures)))
+        return run(self, sight, dtype, pictures, tasks)
+
     async with running(store) as web:
-        body = picture()
-        gone = asyncio.Event()
-        asked = 0
+        await probed(web)
+        serving = web.app.state.runtime.serving
 
         async def receive() -> dict[str, Any]:
-            nonlocal asked
-            asked += 1
-            if asked == 1:
-                return {"type": "http.request", "body": body, "more_body": False}
-            gone.set()
+            if body:
+                return {"type": "http.request", "body": body.pop()}
+            await _until(lambda: serving.stats().queue_images == 1)
             return {"type": "http.disconnect"}
 
-        started = time.monotonic()
-        assert await raw(web, receive, {"content-length": str(len(body))}) == 0
-        assert gone.is_set()
-        assert time.monotonic() - started < 10
+        monkeypatch.setattr(Engine, "run", gated)
+        files = [("image", picture())] * 2
+        before = serving.stats().batches
+        first = asyncio.create_task(web.client.post("/predict?task=plants", files=files))
+        try:
+            await _until(lambda: serving.stats().batches > before)
+            assert await raw(web, receive, {"content-length": str(len(body[0]))}) == 0
+            assert serving.stats().queue_images == 0, "while the only worker is still busy"
+        finally:
+            gate.set()
+        assert (await first).status_code == 200
+        assert computed == [2]

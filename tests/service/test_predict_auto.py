@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
+import threading
+import weakref
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +17,10 @@ from PIL import Image
 
 import taskpack
 from masks_store import Store, StoreCorrupt, create
+from service import task_naming
 
 from .. import zoo
-from .web import PNG, Web, assert_alike, problem, running
+from .web import PNG, Web, assert_alike, probed, problem, running
 
 pytestmark = pytest.mark.anyio
 
@@ -130,14 +133,14 @@ async def test_a_damaged_artifact_does_not_keep_the_others_from_being_named(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(None, store=store) as web:
-        image, gone, read = encoded(pictures("spots", 1, 94)[0]), web.stable("stripes"), Store.artifact
+        image, gone, read = encoded(pictures("spots", 1, 94)[0]), web.stable("stripes"), Store.artifact_bytes
 
-        def artifact(self: Store, version: str) -> Any:
+        def artifact_bytes(self: Store, version: str) -> bytes:
             if version == gone:
                 raise StoreCorrupt("a bit has turned")
             return read(self, version)
 
-        monkeypatch.setattr(Store, "artifact", artifact)
+        monkeypatch.setattr(Store, "artifact_bytes", artifact_bytes)
         response = await web.client.post("/predict?task=auto", content=image, headers=PNG)
         assert response.json()["task"] == "spots", response.text
 
@@ -151,3 +154,42 @@ async def test_a_task_that_is_gone_is_named_no_more(web: Web) -> None:
     response = await web.client.post("/predict?task=auto", content=image, headers=PNG)
     assert response.status_code == 422 or response.json()["task"] == "spots"
     web.store.set_label("stripes", "stable", version)
+
+
+async def test_a_deadline_holds_while_sums_are_read(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, read = threading.Event(), Store.artifact_bytes
+
+    def artifact_bytes(self: Store, version: str) -> bytes:
+        assert gate.wait(30)
+        return read(self, version)
+
+    async with running(None, store=store) as web:
+        await probed(web)
+        monkeypatch.setattr(Store, "artifact_bytes", artifact_bytes)
+        image = encoded(pictures("spots", 1, 97)[0])
+        try:
+            response = await web.client.post("/predict?task=auto&timeout_ms=100", content=image, headers=PNG)
+            assert "tells the tasks apart" in problem(response, 504)["detail"]
+        finally:
+            gate.set()
+        response = await web.client.post("/predict?task=auto", content=image, headers=PNG)
+        assert response.json()["task"] == "spots", response.text
+
+
+async def test_sums_are_kept_no_longer_than_they_are_asked_for(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task_naming, "REMEMBERED", 1)
+    opened = Store.open(store)
+    versions = {task.name: task.labels["stable"] for task in opened.tasks()}
+    namer = task_naming.TaskNamer(opened)
+    made = await namer.among([versions["stripes"]])
+    assert made is not None
+    kept = weakref.ref(made.sums[versions["stripes"]])
+    both = await namer.among([versions["spots"], versions["stripes"]])
+    assert both is not None
+    assert both.sums[versions["stripes"]] is kept(), "not read again"
+    del made, both
+    assert await namer.among([versions["spots"]]) is not None
+    gc.collect()
+    assert kept() is None
+    namer.close()
+    opened.close()

@@ -48,6 +48,7 @@ def test_every_domain_error_has_a_status() -> None:
         (InvalidInput("x"), 400),
         (NotFound("x"), 404),
         (masks_store.Conflict("x"), 409),
+        (masks_store.RegistryLocked("x"), 503),
         (masks_store.BackboneMismatch("x"), 409),
         (masks_store.MissingParent("x"), 409),
         (masks_store.ClaimOverlap("x"), 409),

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 from masks_store import InvalidInput, NotFound, Store, lacks_instructions, probe_faults, read_artifact, view_of
 from service.engine import DeadlinePassed, Draining, Kernels, QueueFull, VersionFailed
 from service.engine.behind import Behind, Mix
+from service.loading import THREADS
 from service.serving import Serving
 
 from .. import zoo
@@ -101,6 +102,12 @@ async def settled(serving: Serving) -> None:
 async def queued(serving: Serving, images: int) -> None:
     async with asyncio.timeout(30):
         while serving.stats().queue_images != images:
+            await asyncio.sleep(0.01)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not true():
             await asyncio.sleep(0.01)
 
 
@@ -333,7 +340,7 @@ async def test_registration_probes_on_this_engine_before_the_version_is_in_the_p
             got = await asyncio.to_thread(serving.prober, store.backbone, lineage, view)
             assert not probe_faults(read_artifact(data).tensors["probe.logits"], got)
             registered = await asyncio.to_thread(lambda d=data: store.register(d, prober=serving.prober))
-            await asyncio.to_thread(serving.refresh)
+            await serving.refresh()
             images = rig.pictures(store.backbone, 2, 5)
             answer = await serving.infer(registered.version.version, images)
             rig.check(live.expected(store, registered.version.version, images), answer.logits)
@@ -429,3 +436,107 @@ async def test_two_workers_under_a_stress_of_mixed_tasks_give_every_request_its_
 
         await asyncio.gather(*(client(number) for number in range(12)))
         assert serving.stats().slot_misses > 3, "views were evicted and made again"
+
+
+# ---------------------------------------------------------------- threads that wait
+
+
+class Shut:
+    """A function of the store's behind a gate: the real one, once it is open."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        self.open = threading.Event()
+        self.calls: list[Any] = []
+        self._real = getattr(Store, name)
+        monkeypatch.setattr(Store, name, lambda store, asked: self._call(store, asked))
+
+    def _call(self, store: Store, asked: Any) -> Any:
+        self.calls.append(asked)
+        assert self.open.wait(30)
+        return self._real(store, asked)
+
+
+async def test_those_who_wait_for_the_store_share_a_look_and_take_no_other_threads(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with live.serve(store) as serving:
+        await settled(serving)
+        gate = Shut(monkeypatch, "events")
+        try:
+            first = asyncio.create_task(serving.refresh())
+            await until(lambda: len(gate.calls) == 1)
+            version = live.add(store, "birds")  # the look that has begun may not see it
+            asked = [asyncio.create_task(serving.infer(version, rig.pictures(store.backbone, 1, 5))) for _ in range(50)]
+            await asyncio.sleep(0.05)
+            assert await asyncio.wait_for(asyncio.to_thread(lambda: 7), 5) == 7
+            asked[0].cancel()  # and leaves the look to the others
+        finally:
+            gate.open.set()
+        await first
+        answers = await asyncio.gather(*asked[1:])
+        assert len(answers) == 49
+        assert len(gate.calls) <= 4, "each look asks until there is nothing more"
+
+
+async def test_a_load_that_many_wait_for_keeps_no_other_version_waiting(
+    full_store: Full, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, versions = full_store
+    images = rig.pictures(store.backbone, 1, 5)
+    async with live.serve(store, host_bytes=0) as serving:
+        await settled(serving)
+        for version in versions.values():
+            await serving.unload(version, 5.0)
+        gate = Shut(monkeypatch, "artifact_bytes")
+        try:
+            many = [asyncio.create_task(serving.infer(versions["clr-a"], images)) for _ in range(12)]
+            await until(lambda: versions["clr-a"] in gate.calls)
+            other = asyncio.create_task(serving.infer(versions["bn"], images))
+            await until(lambda: versions["bn"] in gate.calls)
+            assert gate.calls.count(versions["clr-a"]) == 1
+        finally:
+            gate.open.set()
+        expected = live.expected(store, versions["clr-a"], images)
+        for answer in await asyncio.gather(*many):
+            rig.check(expected, answer.logits)
+        rig.check(live.expected(store, versions["bn"], images), (await other).logits)
+        assert serving.stats().versions["ready"] == len(versions)
+
+
+async def test_a_load_that_nobody_waits_for_any_more_is_not_begun(
+    full_store: Full, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, versions = full_store
+    images = rig.pictures(store.backbone, 1, 5)
+    *busy, late, back = (versions[name] for name in ("packnet", "piggyback", "clr-a", "clr-b", "bn", "linear"))
+    assert len(busy) == THREADS
+    async with live.serve(store, host_bytes=0) as serving:
+        await settled(serving)
+        for version in versions.values():
+            await serving.unload(version, 5.0)
+        gate = Shut(monkeypatch, "artifact_bytes")
+        try:
+            loading = [asyncio.create_task(serving.infer(version, images)) for version in busy]
+            await until(lambda: set(busy) <= set(gate.calls))
+            gone = [asyncio.create_task(serving.infer(late, images)) for _ in range(3)]
+            with pytest.raises(DeadlinePassed, match="loaded"):
+                await serving.infer(back, images, deadline=time.monotonic() + 0.05)
+            for task in gone:
+                task.cancel()
+            assert await asyncio.gather(*gone, return_exceptions=True)
+            again = asyncio.create_task(serving.infer(back, images))  # joins no load that was given up
+            await asyncio.sleep(0)
+        finally:
+            gate.open.set()
+        rig.check(live.expected(store, back, images), (await again).logits)
+        await asyncio.gather(*loading)
+        assert late not in gate.calls
+        assert await serving.unload(late, 5.0), "it is leased no more"
+
+
+async def test_memory_for_views_is_told_as_it_holds(full_store: Full) -> None:
+    store, versions = full_store
+    images = rig.pictures(store.backbone, 1, 5)
+    async with live.serve(store, slot_bytes=1) as serving:
+        await serving.infer(versions["packnet"], images)
+        assert 1 < serving.stats().slot_bytes <= serving.chosen["slot_bytes"]

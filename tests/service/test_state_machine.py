@@ -112,7 +112,7 @@ class Replica(RuleBasedStateMachine):
         lineage = [*ancestors, read_artifact(data)]
         if here:
             self.store.register(data, label="none", prober=self.serving.prober)
-            self.serving.refresh()
+            self.runner.run(self.serving.refresh())
         else:
             Store.open(self.store.path).register(data, label="none")
         known = Known(name, lineage, rig.reference(backbone, lineage, self.images))
@@ -149,7 +149,7 @@ class Replica(RuleBasedStateMachine):
         ]
         assert known.state == ("retired" if built_on else "deleted")
         if told:
-            self.serving.refresh()
+            self.runner.run(self.serving.refresh())
 
     @rule()
     def restart(self) -> None:
@@ -160,13 +160,13 @@ class Replica(RuleBasedStateMachine):
 
     @rule()
     def notice(self) -> None:
-        self.serving.refresh()
+        self.runner.run(self.serving.refresh())
 
     # ------------------------------------------------------------ requests
 
     @rule(known=versions)
     def infer(self, known: Known) -> None:
-        self.serving.refresh()
+        self.runner.run(self.serving.refresh())
         if known.state == "ready":
             answer = self.runner.run(self.serving.infer(known.version, self.images))
             rig.check(known.expected, answer.logits, known.version)
@@ -176,7 +176,7 @@ class Replica(RuleBasedStateMachine):
 
     @rule()
     def infer_all_at_once(self) -> None:
-        self.serving.refresh()
+        self.runner.run(self.serving.refresh())
         ready = [known for known in self.known if known.state == "ready"]
 
         async def ask() -> list[Any]:

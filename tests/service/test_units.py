@@ -214,14 +214,14 @@ async def test_tasks_are_added_asked_deleted_and_asked_again_after_a_restart(sto
         heir = store.register(data, prober=serving.prober).version.version
         head = live.add(store, "head", "linear", on=heir, seed=3)
         sibling = live.add(store, "sibling", "clnp", share=0.5, seed=4)
-        serving.refresh()
+        await serving.refresh()
         await check(serving, store, [founder, heir, head, sibling, heir, founder])
         store.delete_task("sibling")
-        serving.refresh()
+        await serving.refresh()
         with pytest.raises(NotFound):
             await serving.infer(sibling, rig.pictures(store.backbone, 1, 0))
         successor = live.add(store, "successor", "clnp", on=heir, share=0.9, seed=5)  # takes what was given back
-        serving.refresh()
+        await serving.refresh()
         await check(serving, store, [founder, heir, head, successor])
     async with live.serve(store) as again:
         await settled(again)
