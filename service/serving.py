@@ -35,6 +35,7 @@ from .engine import (
     Logits,
     Pictures,
     Sight,
+    computing_in,
     find_device,
 )
 from .following import Follower
@@ -173,10 +174,12 @@ class Serving:
         blank = self._engine.bare(torch.zeros(1, self._store.backbone.features), self.dtype)
         if self._engine.device.type == "cpu" and self._engine.shared.claims():  # the pool is there; a view would stay
             blank = replace(blank, weights=self._engine.shared.pool(self.dtype))
-        for _ in range(2):  # the first pays for allocations, the second is the first guess at the pace
-            started = time.monotonic()
-            self._engine.run(Sight(self._store.backbone_digest, ()), self.dtype, [images], [blank])
-            self._batcher.pace_s = time.monotonic() - started
+        for threads in self._workers.threads():
+            with computing_in(threads):
+                for _ in range(2):  # the first pays for allocations, the second is the first guess at the pace
+                    started = time.monotonic()
+                    self._engine.run(Sight(self._store.backbone_digest, ()), self.dtype, [images], [blank])
+                    self._batcher.pace_s = time.monotonic() - started
 
     def _join(self) -> None:
         self._workers.join()

@@ -12,6 +12,7 @@ import torch
 
 from .batching import Batcher, QueuedRequest
 from .engine import DeviceOverlay, Engine, Figure, Logits, Pictures, Sight
+from .turnout import Turnout
 
 log = logging.getLogger("taskpack.service")
 
@@ -74,7 +75,7 @@ class Workers:
         engine: the device.
         batcher: where batches come from.
         count: threads.
-        threads: what each may use inside an operator, on a CPU.
+        threads: what each may use inside an operator, on a CPU; one that is alone uses the others' too.
         clock: the queue's.
     """
 
@@ -83,7 +84,7 @@ class Workers:
     ) -> None:
         self._engine = engine
         self._batcher = batcher
-        self._threads = threads
+        self._turnout = Turnout(count, threads)
         self._clock = clock
         self._running = [threading.Thread(target=self._loop, name=f"engine-{i}", daemon=True) for i in range(count)]
         self.batch_size = Figure((1, 2, 4, 8, 16, 32, 64, 128, 256))
@@ -94,6 +95,10 @@ class Workers:
         for thread in self._running:
             thread.start()
 
+    def threads(self) -> tuple[int, ...]:
+        """Numbers of threads that may compute a batch on a CPU, the usual one last."""
+        return tuple(dict.fromkeys((self._turnout.all, self._turnout.own)))
+
     def join(self) -> None:
         """Wait until all have ended, which they do when the queue is closed and their batch is done."""
         for thread in self._running:
@@ -101,15 +106,19 @@ class Workers:
                 thread.join()
 
     def _loop(self) -> None:
-        if self._engine.device.type == "cpu":
-            torch.set_num_threads(self._threads)  # OpenMP's number is this thread's own
         while (batch := self._batcher.take(self._loaded)) is not None:
             started = self._clock()
             images = sum(request.size for request in batch)
             self.batch_size.add(images)
             self.batch_tasks.add(len({request.version for request in batch}))
+            turn = self._turnout.begin(images, more=self._batcher.depth().requests > 0)
+            if self._engine.device.type == "cpu":
+                torch.set_num_threads(turn.threads)  # OpenMP's number is this thread's own
             self._serve(batch)
-            self._batcher.served(images, self._clock() - started)
+            took = self._clock() - started
+            self._turnout.end(turn, took)
+            if turn.threads == self._turnout.own:  # as it will be when many come
+                self._batcher.served(images, took)
             del batch  # the images and the task go before the next wait
 
     def _loaded(self, group: Hashable) -> bool:
