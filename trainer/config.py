@@ -30,6 +30,19 @@ PRUNE_UNITS = ("weights", "filters")
 ADAPTERS = ("depthwise", "full")
 CLASS_WEIGHTS = ("none", "balanced")
 AUGMENTS = ("auto", "none")
+TAKEN_BY: Mapping[str, tuple[str, ...]] = {
+    "prune": ("packnet",),
+    "prune_by": ("packnet",),
+    "train_layers": ("packnet",),
+    "pick": ("packnet",),
+    "retrain_lr": ("packnet",),
+    "margin": ("packnet", "clnp"),
+    "l1": ("clnp",),
+    "finetune": ("clnp",),
+    "adapter": ("clr",),
+    "on": tuple(method for method in TRAINABLE_METHODS if method != "finetune"),
+}
+"""Settings that not every method takes -> the methods that do; packnet takes `margin` with `prune="auto"` alone."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +130,19 @@ def settings_from(fields: Mapping[str, object]) -> Settings:
     return Settings(**fields)  # pyright: ignore[reportArgumentType]
 
 
+def takes(method: str, name: str, settings: Settings) -> bool:
+    """Whether a setting is for a method.
+
+    Args:
+        method: one of `TRAINABLE_METHODS`.
+        name: a field of `Settings`.
+        settings: what else is asked for.
+    """
+    if name == "margin" and method == "packnet":
+        return settings.prune == "auto"
+    return method in TAKEN_BY.get(name, TRAINABLE_METHODS)
+
+
 def check_settings(task: str, settings: Settings) -> None:
     """Check all that can be known without the store and the data.
 
@@ -124,7 +150,8 @@ def check_settings(task: str, settings: Settings) -> None:
         InvalidInput: with every fault at once.
     """
     faults = [fault for fault in (_name_fault(task), _method_fault(settings.method)) if fault]
-    faults += [fault for fault in (_prune_fault(settings), _retrain_fault(settings), _margin_fault(settings)) if fault]
+    faults += [fault for fault in (_prune_fault(settings), _prune_by_fault(settings)) if fault]
+    faults += [fault for fault in (_retrain_fault(settings), _margin_fault(settings)) if fault]
     for flag, value, choices in (
         ("--norm", settings.norm, NORMS),
         ("--recipe", settings.recipe, RECIPES),
@@ -185,6 +212,12 @@ def _prune_fault(settings: Settings) -> str | None:
     if settings.method in TRAINABLE_METHODS and settings.method != "packnet":
         return f"--prune is for packnet; {settings.method} takes no shared weights that it could give back"
     return None
+
+
+def _prune_by_fault(settings: Settings) -> str | None:
+    if settings.prune_by != "filters" or settings.method == "packnet" or settings.method not in TRAINABLE_METHODS:
+        return None
+    return f"--prune-by is for packnet; {settings.method} prunes no weights"
 
 
 def _retrain_fault(settings: Settings) -> str | None:
