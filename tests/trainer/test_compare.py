@@ -129,6 +129,17 @@ def test_flags_of_clnp_go_to_clnp(data, tmp_path):
         assert [phase["name"] for phase in found.methods[1].phases] == ["train", "finetune"]
 
 
+def test_finetune_is_compared_with_what_is_built_on_a_task_of_a_store_that_keeps_nothing(data, tmp_path):
+    """There --on has to be given, and finetune, which stands on no task, starts as it does by itself."""
+    with new_store(tmp_path / "store", keep=0.0) as store:
+        base = train(store, "base", data, quick(epochs=1))
+        found = compare(store, "shapes", data, ["finetune", "linear"], quick(epochs=1, on="base"), out=tmp_path / "out")
+        assert read_artifact((tmp_path / "out" / "linear.safetensors").read_bytes()).manifest.parent == base.version
+        train(store, "shapes", data, quick(epochs=1, method="finetune", out=tmp_path / "alone"))
+        assert (tmp_path / "out" / "finetune.safetensors").read_bytes() == (tmp_path / "alone").read_bytes()
+        assert (found.reference, found.methods[0].version) == ("finetune", None)
+
+
 @pytest.mark.parametrize(
     ("methods", "asked", "said"),
     [
@@ -140,7 +151,11 @@ def test_flags_of_clnp_go_to_clnp(data, tmp_path):
         (["clr", "linear"], {"train_layers": "head"}, "--train-layers is for packnet"),
         (["clr", "linear"], {"prune": 0.5}, "--prune is for packnet"),
         (["clr", "linear"], {"prune_by": "filters"}, "--prune-by is for packnet"),
-        (["packnet", "bn"], {"margin": 1.0}, "--margin is for packnet with --prune auto, clnp, and not for packnet, bn"),
+        (
+            ["packnet", "bn"],
+            {"margin": 1.0},
+            "--margin is for packnet with --prune auto, clnp, and not for packnet, bn",
+        ),
         (["finetune"], {"on": "base"}, "--on is for packnet, clr, clnp, piggyback, bn, linear, and not for finetune"),
     ],
 )
