@@ -206,7 +206,12 @@ def init(
 @click.option("--l1", type=float, help="clnp: factor of its L1.  [default: 1e-5 on an mlp, else 1e-4]")
 @click.option("--finetune", is_flag=True, help="clnp: retrain the new units after the others are gated.")
 @click.option("--norm", default="auto", show_default=True, help=f"Whose BatchNorm: {', '.join(NORMS)}.")
-@click.option("--recipe", default="best", show_default=True, help=f"{' or '.join(RECIPES)}: the published schedule.")
+@click.option(
+    "--recipe",
+    default="best",
+    show_default=True,
+    help=f"{' or '.join(RECIPES)}: the published schedule (not for clnp, whose paper's is not known).",
+)
 @click.option(
     "--label", default="auto", help=f"{', '.join(LABELS[1:])}.  [default: stable for a new task, else canary]"
 )

@@ -40,6 +40,7 @@ TAKEN_BY: Mapping[str, tuple[str, ...]] = {
     "l1": ("clnp",),
     "finetune": ("clnp",),
     "adapter": ("clr",),
+    "recipe": tuple(method for method in TRAINABLE_METHODS if method != "clnp"),
     "on": tuple(method for method in TRAINABLE_METHODS if method != "finetune"),
 }
 """Settings that not every method takes -> the methods that do; packnet takes `margin` with `prune="auto"` alone."""
@@ -61,7 +62,7 @@ class Settings:
         prune_by: what PackNet prunes: `weights` or whole `filters`.
         train_layers: whose free weights a PackNet task takes: `all`, `last:N` or, none, `head`.
         adapter: behind which convolutions CLR puts one: `depthwise`, kernels larger than 1x1, or `full`, all.
-        recipe: `best`, or `paper` for the published schedule.
+        recipe: `best`, or `paper` for the published schedule; CLNP's is not known.
         label: where the new version's label goes: `auto` is `stable` for a new task and `canary` for a known one.
         out: write the artifact there and register nothing.
         epochs: of the main phase; the other phases scale with it.
@@ -255,13 +256,18 @@ def _number_faults(settings: Settings) -> list[str]:
 
 
 def _unit_faults(settings: Settings) -> list[str]:
-    """The flags of clnp alone."""
+    """The flags of clnp alone, and the one that it lacks."""
     given = {"--l1": settings.l1, "--finetune": settings.finetune or None}
     faults: list[str] = []
     if settings.method in TRAINABLE_METHODS and settings.method != "clnp":
         faults += [
             f"{flag} is for clnp, not for {settings.method}" for flag, value in given.items() if value is not None
         ]
+    if settings.method == "clnp" and settings.recipe == "paper":
+        faults.append(
+            "--recipe paper is not there for clnp: its paper's learning rate, epochs and L1 are not known; leave "
+            "--recipe out, or give --optimizer, --lr, --epochs and --l1"
+        )
     if settings.l1 is not None and not 0.0 <= settings.l1 <= 1.0:  # a NaN is neither
         faults.append(f"--l1 {settings.l1} must be from 0 to 1")
     return faults

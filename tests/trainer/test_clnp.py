@@ -468,12 +468,14 @@ def test_init_makes_a_store_of_units_and_refuses_one_that_keeps_weights(tmp_path
         ({"method": "clnp", "margin": -0.1}, "--margin -0.1 must be points of accuracy from 0 to 100"),
         ({"method": "clnp", "l1": math.nan}, "--l1 nan must be from 0 to 1"),
         ({"method": "clnp", "prune": 0.5}, "--prune is for packnet"),
+        ({"method": "clnp", "recipe": "paper"}, "--recipe paper is not there for clnp: .* leave --recipe out"),
         ({"method": "clnp", "norm": "shared"}, "--norm shared does not go with clnp"),
     ],
 )
 def test_flags_that_do_not_go_with_the_method_are_refused(changes, words):
-    with pytest.raises(InvalidInput, match=words):
+    with pytest.raises(InvalidInput, match=words) as caught:
         check_settings("t", quick(**changes))
+    assert len(caught.value.faults) == 1
 
 
 def test_the_plan_of_a_run_holds_what_decides_its_bits(tmp_path, data):

@@ -129,6 +129,15 @@ def test_flags_of_clnp_go_to_clnp(data, tmp_path):
         assert [phase["name"] for phase in found.methods[1].phases] == ["train", "finetune"]
 
 
+def test_the_published_schedule_goes_to_the_methods_whose_is_known(data, tmp_path):
+    made = create("tinyresnet", image_size=SIZE, keep=0.0, arch_args={"width": 4, "blocks": [1, 1]})
+    with Store.create(tmp_path / "store", made, capacity="units") as store:
+        train(store, "base", data, quick(method="clnp", epochs=1))
+        found = compare(store, "shapes", data, ["clr", "clnp"], quick(epochs=1, recipe="paper", on="base"))
+        clr, clnp = (method.phases[0] for method in found.methods)
+        assert (clr["schedule"], clnp["schedule"]) == ("thirds", "cosine")
+
+
 def test_finetune_is_compared_with_what_is_built_on_a_task_of_a_store_that_keeps_nothing(data, tmp_path):
     """There --on has to be given, and finetune, which stands on no task, starts as it does by itself."""
     with new_store(tmp_path / "store", keep=0.0) as store:
@@ -155,6 +164,11 @@ def test_finetune_is_compared_with_what_is_built_on_a_task_of_a_store_that_keeps
             ["packnet", "bn"],
             {"margin": 1.0},
             "--margin is for packnet with --prune auto, clnp, and not for packnet, bn",
+        ),
+        (
+            ["clnp"],
+            {"recipe": "paper"},
+            "--recipe is for packnet, clr, piggyback, bn, linear, finetune, and not for clnp",
         ),
         (["finetune"], {"on": "base"}, "--on is for packnet, clr, clnp, piggyback, bn, linear, and not for finetune"),
     ],
