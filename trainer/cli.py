@@ -100,8 +100,11 @@ _machine = _options(
 @click.option("--epochs", type=int, help="With --data: epochs of retraining.  [default: 10]")
 @click.option("--batch-size", type=int, help="With --data: pictures a step.  [default: 32]")
 @click.option("--precision", default="32-true", show_default=True, help=f"With --data: {', '.join(PRECISIONS)}.")
+@click.option("--resume", is_flag=True, help="With --data: go on with a retraining that was stopped, if there is one.")
 @_machine
+@click.pass_context
 def init(
+    ctx: click.Context,
     store: str,
     backbone: str,
     weights: str,
@@ -112,6 +115,7 @@ def init(
     epochs: int | None,
     batch_size: int | None,
     precision: str,
+    resume: bool,
     device: str,
     threads: int | None,
     seed: int,
@@ -127,19 +131,25 @@ def init(
         threads=threads,
         seed=seed,
         skip_broken=skip_broken,
+        resume=resume,
     )
     with reporting() as reporter:
-        made = make_store(
-            store,
-            backbone,
-            weights=weights,
-            image_size=image_size,
-            keep=keep,
-            capacity=capacity,
-            data=data,
-            settings=settings,
-            reporter=reporter,
-        )
+        try:
+            made = make_store(
+                store,
+                backbone,
+                weights=weights,
+                image_size=image_size,
+                keep=keep,
+                capacity=capacity,
+                data=data,
+                settings=settings,
+                reporter=reporter,
+            )
+        except Interrupted as interrupted:
+            reporter.close()
+            click.echo(str(interrupted), err=True)
+            ctx.exit(128 + interrupted.number)
     with made:
         layers = made.capacity_left().values()
         free, total = sum(f for f, _ in layers), sum(t for _, t in layers)

@@ -206,6 +206,9 @@ class _HeadOf:
     def settle(self, *arguments):
         return self._method.settle(*arguments)
 
+    def set_up(self, *arguments):
+        return self._method.set_up(*arguments)
+
     def before_phase(self, *arguments):
         return self._method.before_phase(*arguments)
 
