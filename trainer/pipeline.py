@@ -48,7 +48,7 @@ from .results import Row
 from .runs import RunFolder, drop_superseded, last_checkpoint, new_run, open_run
 from .sources import open_source
 from .standalone import Standalone, standalone
-from .unit_use import unit_use, units_left
+from .unit_use import unit_cost, unit_use, units_left
 
 
 def train(store: Store, task: str, source: str, settings: Settings, reporter: Reporter | None = None) -> Report:
@@ -237,7 +237,7 @@ def prepare(
         warnings.append(slow)
     plan = make_plan(task, settings, ground, choices, data, device, processes)
     _check_shares(plan, data)
-    _introduce(store, plan, data, capacity, choices.takes, reporter)
+    _introduce(store, plan, data, _cost(ground, plan, capacity, choices.takes), reporter)
     if folds:
         reporter.say(f"{small}, so {_fold_cost(plan.phases, data, folds)}")
     for warning in warnings:
@@ -291,15 +291,22 @@ def read_source(store: Store, source: str, settings: Settings, reporter: Reporte
     )
 
 
-def _introduce(store: Store, plan: Plan, data: Source, capacity: Capacity, takes: int, reporter: Reporter) -> None:
+def _introduce(store: Store, plan: Plan, data: Source, taking: str | None, reporter: Reporter) -> None:
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
     base = next((f"{v.task} ({v.version[:19]})" for v in store.versions() if v.version == plan.parent), "the backbone")
     reporter.say(f"{plan.task}: {plan.method} on {base}; {len(plan.classes)} classes; pictures: {sizes}")
-    if plan.prune is not None:
+    if taking is not None:
         known = any(v.task == plan.task for v in store.versions())
         text = f"task {plan.turn[0]} of {plan.turn[1]} equal ones: " if plan.turn else ""
         text += "the versions that are there keep theirs, and this one " if known else ""
-        reporter.say(text + cost(capacity, takes, plan.prune))
+        reporter.say(text + taking)
+
+
+def _cost(ground: Ground, plan: Plan, capacity: Capacity, takes: int) -> str | None:
+    """What the run takes of the store, in words; None where it takes nothing."""
+    if plan.method == "clnp":
+        return unit_cost(ground.backbone, ground.free)
+    return cost(capacity, takes, plan.prune) if plan.prune is not None else None
 
 
 def _train(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from dataclasses import replace
 
@@ -37,7 +38,7 @@ from trainer.measure import score
 from trainer.methods import METHODS
 from trainer.pipeline import train
 from trainer.plan import make_fabric, make_plan, seeded
-from trainer.progress import Silent
+from trainer.progress import Lines, Silent
 from trainer.sparsify import Bench, activities, estimate, sparsify
 from trainer.unit_network import ChoosingNorm, UnitNetwork
 
@@ -496,3 +497,27 @@ def test_the_last_lines_speak_of_units_and_not_of_packnet(tmp_path):
         lines = list(summary(train(store, "one", shapes(tmp_path / "a.npz"), quick(method="clnp", epochs=1))))
     assert not [line for line in lines if "packnet" in line]
     assert [line for line in lines if line.startswith("units: room for")]
+
+
+def test_a_run_tells_before_it_starts_what_it_takes_and_that_known_versions_keep_theirs(tmp_path, data):
+    """Of 16 + 12 units; a second version finds only those that the first left, and the first keeps its own."""
+
+    def told(task: str, **changes: object):
+        stream = io.StringIO()
+        report = train(store, task, data[0], settings(margin=20.0, **changes), Lines(stream))
+        (line,) = [line for line in stream.getvalue().splitlines() if "free units" in line]
+        return report, line
+
+    store = unit_store(tmp_path / "s", "mlp-16-12")
+    first, line = told("one")
+    assert line == "trains all 28 free units (100.0 % of 28) and keeps those that stay active"
+    left = 28 - sum(use.new for use in first.units)
+    assert 0 < left < 28
+    _, line = told("one", seed=1, dry_run=True)
+    assert line.startswith(f"the versions that are there keep theirs, and this one trains all {left} free units")
+    assert f"({100 * left / 28:.1f} % of 28)" in line
+    _, line = told("two", dry_run=True)
+    assert line.startswith(f"trains all {left} free units")
+    again, _ = told("one", seed=1)
+    assert (again.parent, again.changed_bits, again.compared) == (None, 0, 1)
+    assert sum(use.new for use in again.units) <= left
