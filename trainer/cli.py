@@ -232,6 +232,12 @@ def init(
     help="Of the main phase; the others scale with it.  "
     "[default: packnet and clnp 20, others 30; with --recipe paper clr, bn, linear 60]",
 )
+@click.option(
+    "--patience",
+    type=int,
+    help="End a phase after more than so many epochs without a better validation accuracy.  "
+    "[default: never; with --recipe paper clr, bn, linear 21]",
+)
 @click.option("--lr", type=float, help="Learning rate of the main phase.  [default: by method, optimizer and base]")
 @click.option("--retrain-lr", type=float, help="packnet: of the retraining after pruning.  [default: a tenth of --lr]")
 @click.option("--batch-size", type=int, help="Pictures a step.  [default: 32]")
@@ -382,7 +388,10 @@ def _told(phases: list[dict[str, Any]]) -> Iterator[str]:
     in_folds = [p for p in phases if p["fold"] is not None]
     for phase in phases:
         if phase["fold"] is None:
-            long = f" {phase['epochs']} epochs at {phase['lr']:g} ({phase['optimizer']})" if phase["epochs"] else ""
+            most = "" if phase["patience"] is None else "up to "
+            long = (
+                f" {most}{phase['epochs']} epochs at {phase['lr']:g} ({phase['optimizer']})" if phase["epochs"] else ""
+            )
             yield phase["name"] + long
         elif phase is in_folds[0]:
             tried = [p for p in in_folds if p["prune"] is not None]

@@ -66,6 +66,8 @@ class Settings:
         label: where the new version's label goes: `auto` is `stable` for a new task and `canary` for a known one.
         out: write the artifact there and register nothing.
         epochs: of the main phase; the other phases scale with it.
+        patience: end every phase after more than this many epochs without a better validation accuracy; None: as the
+            recipe has it, 21 for clr, bn and linear under `paper` and no end before the last epoch elsewhere.
         lr, batch_size, optimizer, weight_decay: of the main phase; the other phases follow it.
         class_weight: `balanced` lets every class count the same in the training loss, however few its pictures.
         retrain_lr: of PackNet's retraining after pruning; None: a tenth of `lr`.
@@ -98,6 +100,7 @@ class Settings:
     label: str = "auto"
     out: str | os.PathLike[str] | None = None
     epochs: int | None = None
+    patience: int | None = None
     lr: float | None = None
     retrain_lr: float | None = None
     batch_size: int | None = None
@@ -241,6 +244,7 @@ def _number_faults(settings: Settings) -> list[str]:
     faults: list[str] = []
     for flag, value, low in (
         ("--epochs", settings.epochs, 1),
+        ("--patience", settings.patience, 0),
         ("--batch-size", settings.batch_size, 2),
         ("--threads", settings.threads, 1),
         ("--seed", settings.seed, 0),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -384,6 +386,19 @@ def test_fine_tuning_trains_the_new_units_alone(founded, data):
 
 
 # ---------------------------------------------------------------- resuming
+
+
+def test_patience_ends_training_and_fine_tuning_and_leaves_the_scan_between_them(tmp_path, data):
+    store = unit_store(tmp_path / "s", "mlp-16-12")
+    chosen = settings(finetune=True, epochs=20, lr=1e-12, l1=0.0, patience=1)
+    stream = io.StringIO()
+    report = train(store, "t", data[0], chosen, Lines(stream))
+    with (Path(report.run) / "results.csv").open() as file:
+        rows = [(row["phase"], int(row["epoch"])) for row in csv.DictReader(file)]
+    train_rows, again = ([epoch for name, epoch in rows if name == phase] for phase in ("train", "finetune"))
+    assert train_rows == [1, 2, 3], "the first is the best; then more than one that is not better"
+    assert again == [0, 1, 2], "here the start is a candidate"
+    assert "units stay active" in stream.getvalue()
 
 
 @pytest.mark.parametrize(("arch", "finetune"), [("mlp-16-12", False), ("tinyresnet", True)])

@@ -106,6 +106,7 @@ def test_every_fault_is_told_at_once():
         ({"out": "/no/such/folder/x.safetensors"}, "does not exist"),
         ({"out": "/"}, "is a folder"),
         ({"epochs": 2**63}, "--epochs"),
+        ({"patience": -1}, "--patience -1 must be a whole number of at least 0"),
     ],
 )
 def test_one_wrong_setting_is_the_message_itself(fields, said):
