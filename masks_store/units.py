@@ -5,6 +5,12 @@ units on both sides are the same ones, so units come in groups: a stage's residu
 the shortcut's convolution, every block's last convolution, their norms and all readers; inner channels are groups of
 their own (METHODS §3 (a)). Found by tracing the forward, for MLPs, plain convolutional networks, VGG(_bn), and ResNets
 of basic blocks or bottlenecks; what mixes channels in any other way is refused by name.
+
+Departure from METHODS §3 (a), which takes the groups from torch-pruning's dependency graph: they come from a walk of
+our own over the `torch.fx` trace. The groups alone would not do. The scan runs the same trace to hear what stands
+behind each ReLU, a claim needs to know what every layer reads and how many inputs a flattened unit has there, and an
+operation that is not on the short list here has to be refused, not followed by a general rule. All of that is one
+pass over the nodes; it needs a body on the meta device and no further package.
 """
 
 from __future__ import annotations

@@ -100,8 +100,11 @@ _machine = _options(
 @click.option("--epochs", type=int, help="With --data: epochs of retraining.  [default: 10]")
 @click.option("--batch-size", type=int, help="With --data: pictures a step.  [default: 32]")
 @click.option("--precision", default="32-true", show_default=True, help=f"With --data: {', '.join(PRECISIONS)}.")
+@click.option("--resume", is_flag=True, help="With --data: go on with a retraining that was stopped, if there is one.")
 @_machine
+@click.pass_context
 def init(
+    ctx: click.Context,
     store: str,
     backbone: str,
     weights: str,
@@ -112,6 +115,7 @@ def init(
     epochs: int | None,
     batch_size: int | None,
     precision: str,
+    resume: bool,
     device: str,
     threads: int | None,
     seed: int,
@@ -127,19 +131,25 @@ def init(
         threads=threads,
         seed=seed,
         skip_broken=skip_broken,
+        resume=resume,
     )
     with reporting() as reporter:
-        made = make_store(
-            store,
-            backbone,
-            weights=weights,
-            image_size=image_size,
-            keep=keep,
-            capacity=capacity,
-            data=data,
-            settings=settings,
-            reporter=reporter,
-        )
+        try:
+            made = make_store(
+                store,
+                backbone,
+                weights=weights,
+                image_size=image_size,
+                keep=keep,
+                capacity=capacity,
+                data=data,
+                settings=settings,
+                reporter=reporter,
+            )
+        except Interrupted as interrupted:
+            reporter.close()
+            click.echo(str(interrupted), err=True)
+            ctx.exit(128 + interrupted.number)
     with made:
         layers = made.capacity_left().values()
         free, total = sum(f for f, _ in layers), sum(t for _, t in layers)
@@ -206,7 +216,12 @@ def init(
 @click.option("--l1", type=float, help="clnp: factor of its L1.  [default: 1e-5 on an mlp, else 1e-4]")
 @click.option("--finetune", is_flag=True, help="clnp: retrain the new units after the others are gated.")
 @click.option("--norm", default="auto", show_default=True, help=f"Whose BatchNorm: {', '.join(NORMS)}.")
-@click.option("--recipe", default="best", show_default=True, help=f"{' or '.join(RECIPES)}: the published schedule.")
+@click.option(
+    "--recipe",
+    default="best",
+    show_default=True,
+    help=f"{' or '.join(RECIPES)}: the published schedule (not for clnp, whose paper's is not known).",
+)
 @click.option(
     "--label", default="auto", help=f"{', '.join(LABELS[1:])}.  [default: stable for a new task, else canary]"
 )
@@ -216,6 +231,12 @@ def init(
     type=int,
     help="Of the main phase; the others scale with it.  "
     "[default: packnet and clnp 20, others 30; with --recipe paper clr, bn, linear 60]",
+)
+@click.option(
+    "--patience",
+    type=int,
+    help="End a phase after more than so many epochs without a better validation accuracy.  "
+    "[default: never; with --recipe paper clr, bn, linear 21]",
 )
 @click.option("--lr", type=float, help="Learning rate of the main phase.  [default: by method, optimizer and base]")
 @click.option("--retrain-lr", type=float, help="packnet: of the retraining after pruning.  [default: a tenth of --lr]")
@@ -367,7 +388,10 @@ def _told(phases: list[dict[str, Any]]) -> Iterator[str]:
     in_folds = [p for p in phases if p["fold"] is not None]
     for phase in phases:
         if phase["fold"] is None:
-            long = f" {phase['epochs']} epochs at {phase['lr']:g} ({phase['optimizer']})" if phase["epochs"] else ""
+            most = "" if phase["patience"] is None else "up to "
+            long = (
+                f" {most}{phase['epochs']} epochs at {phase['lr']:g} ({phase['optimizer']})" if phase["epochs"] else ""
+            )
             yield phase["name"] + long
         elif phase is in_folds[0]:
             tried = [p for p in in_folds if p["prune"] is not None]

@@ -14,7 +14,7 @@ import torch
 
 from masks_store import InvalidInput, Preprocess, Store, TaskpackError, normalise
 
-from .config import Settings, check_settings
+from .config import TAKEN_BY, TRAINABLE_METHODS, Settings, check_settings, takes
 from .data import Source
 from .interrupt import Interrupted
 from .metrics import calibration_error, macro_f1, paired_interval
@@ -123,8 +123,9 @@ def compare(
         task: its name.
         source: its pictures, see `train`.
         methods: names of `METHODS`, no two the same.
-        settings: for all methods; `prune` goes to packnet alone. `method`, `label`, `out`, `tensorboard`,
-            `resume` and `dry_run` have no meaning here.
+        settings: for all methods; one that is not for a method (`config.TAKEN_BY`) stays at its default there, and is
+            refused where it is for none of them. `method`, `label`, `out`, `tensorboard`, `resume` and `dry_run` have
+            no meaning here.
         out: a folder that keeps the artifacts; None: they are thrown away.
         reporter: shows what happens.
 
@@ -156,13 +157,13 @@ def _settings_of(task: str, methods: Sequence[str], settings: Settings) -> dict[
     """Each method's own settings, all of them checked."""
     faults = [f"{name!r} is named twice" for name in dict.fromkeys(methods) if list(methods).count(name) > 1]
     faults += [] if methods else ["no method was named"]
+    faults += _untaken(methods, settings)
     chosen: dict[str, Settings] = {}
     for name in dict.fromkeys(methods):
         chosen[name] = dataclasses.replace(
             settings,
+            **_defaults_of_others(name, settings),
             method=name,
-            prune=settings.prune if name == "packnet" else None,
-            on=None if name == "finetune" else settings.on,
             out=None,
             label="none",
             tensorboard=False,
@@ -175,6 +176,29 @@ def _settings_of(task: str, methods: Sequence[str], settings: Settings) -> dict[
             faults += error.faults
     _refuse(faults)
     return chosen
+
+
+def _untaken(methods: Sequence[str], settings: Settings) -> list[str]:
+    """What is asked for and is for none of the methods."""
+    known = [name for name in dict.fromkeys(methods) if name in TRAINABLE_METHODS]
+    asked = [name for name in TAKEN_BY if getattr(settings, name) != getattr(Settings(), name)]
+    return [
+        f"--{name.replace('_', '-')} is for {_takers(name)}, and not for {', '.join(known)}: leave it out, or compare "
+        "with a method that takes it"
+        for name in asked
+        if known and not any(takes(method, name, settings) for method in known)
+    ]
+
+
+def _takers(name: str) -> str:
+    """The methods that take a setting, in words."""
+    takers = ["packnet with --prune auto" if (one, name) == ("packnet", "margin") else one for one in TAKEN_BY[name]]
+    return ", ".join(takers)
+
+
+def _defaults_of_others(method: str, settings: Settings) -> dict[str, Any]:
+    """The defaults of all settings that are not for a method."""
+    return {name: getattr(Settings(), name) for name in TAKEN_BY if not takes(method, name, settings)}
 
 
 def _prepare_all(

@@ -30,6 +30,20 @@ PRUNE_UNITS = ("weights", "filters")
 ADAPTERS = ("depthwise", "full")
 CLASS_WEIGHTS = ("none", "balanced")
 AUGMENTS = ("auto", "none")
+TAKEN_BY: Mapping[str, tuple[str, ...]] = {
+    "prune": ("packnet",),
+    "prune_by": ("packnet",),
+    "train_layers": ("packnet",),
+    "pick": ("packnet",),
+    "retrain_lr": ("packnet",),
+    "margin": ("packnet", "clnp"),
+    "l1": ("clnp",),
+    "finetune": ("clnp",),
+    "adapter": ("clr",),
+    "recipe": tuple(method for method in TRAINABLE_METHODS if method != "clnp"),
+    "on": tuple(method for method in TRAINABLE_METHODS if method != "finetune"),
+}
+"""Settings that not every method takes -> the methods that do; packnet takes `margin` with `prune="auto"` alone."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +62,12 @@ class Settings:
         prune_by: what PackNet prunes: `weights` or whole `filters`.
         train_layers: whose free weights a PackNet task takes: `all`, `last:N` or, none, `head`.
         adapter: behind which convolutions CLR puts one: `depthwise`, kernels larger than 1x1, or `full`, all.
-        recipe: `best`, or `paper` for the published schedule.
+        recipe: `best`, or `paper` for the published schedule; CLNP's is not known.
         label: where the new version's label goes: `auto` is `stable` for a new task and `canary` for a known one.
         out: write the artifact there and register nothing.
         epochs: of the main phase; the other phases scale with it.
+        patience: end every phase after more than this many epochs without a better validation accuracy; None: as the
+            recipe has it, 21 for clr, bn and linear under `paper` and no end before the last epoch elsewhere.
         lr, batch_size, optimizer, weight_decay: of the main phase; the other phases follow it.
         class_weight: `balanced` lets every class count the same in the training loss, however few its pictures.
         retrain_lr: of PackNet's retraining after pruning; None: a tenth of `lr`.
@@ -84,6 +100,7 @@ class Settings:
     label: str = "auto"
     out: str | os.PathLike[str] | None = None
     epochs: int | None = None
+    patience: int | None = None
     lr: float | None = None
     retrain_lr: float | None = None
     batch_size: int | None = None
@@ -117,6 +134,19 @@ def settings_from(fields: Mapping[str, object]) -> Settings:
     return Settings(**fields)  # pyright: ignore[reportArgumentType]
 
 
+def takes(method: str, name: str, settings: Settings) -> bool:
+    """Whether a setting is for a method.
+
+    Args:
+        method: one of `TRAINABLE_METHODS`.
+        name: a field of `Settings`.
+        settings: what else is asked for.
+    """
+    if name == "margin" and method == "packnet":
+        return settings.prune == "auto"
+    return method in TAKEN_BY.get(name, TRAINABLE_METHODS)
+
+
 def check_settings(task: str, settings: Settings) -> None:
     """Check all that can be known without the store and the data.
 
@@ -124,7 +154,8 @@ def check_settings(task: str, settings: Settings) -> None:
         InvalidInput: with every fault at once.
     """
     faults = [fault for fault in (_name_fault(task), _method_fault(settings.method)) if fault]
-    faults += [fault for fault in (_prune_fault(settings), _retrain_fault(settings), _margin_fault(settings)) if fault]
+    faults += [fault for fault in (_prune_fault(settings), _prune_by_fault(settings)) if fault]
+    faults += [fault for fault in (_retrain_fault(settings), _margin_fault(settings)) if fault]
     for flag, value, choices in (
         ("--norm", settings.norm, NORMS),
         ("--recipe", settings.recipe, RECIPES),
@@ -187,6 +218,12 @@ def _prune_fault(settings: Settings) -> str | None:
     return None
 
 
+def _prune_by_fault(settings: Settings) -> str | None:
+    if settings.prune_by != "filters" or settings.method == "packnet" or settings.method not in TRAINABLE_METHODS:
+        return None
+    return f"--prune-by is for packnet; {settings.method} prunes no weights"
+
+
 def _retrain_fault(settings: Settings) -> str | None:
     if settings.retrain_lr is None or settings.method == "packnet" or settings.method not in TRAINABLE_METHODS:
         return None
@@ -207,6 +244,7 @@ def _number_faults(settings: Settings) -> list[str]:
     faults: list[str] = []
     for flag, value, low in (
         ("--epochs", settings.epochs, 1),
+        ("--patience", settings.patience, 0),
         ("--batch-size", settings.batch_size, 2),
         ("--threads", settings.threads, 1),
         ("--seed", settings.seed, 0),
@@ -222,13 +260,18 @@ def _number_faults(settings: Settings) -> list[str]:
 
 
 def _unit_faults(settings: Settings) -> list[str]:
-    """The flags of clnp alone."""
+    """The flags of clnp alone, and the one that it lacks."""
     given = {"--l1": settings.l1, "--finetune": settings.finetune or None}
     faults: list[str] = []
     if settings.method in TRAINABLE_METHODS and settings.method != "clnp":
         faults += [
             f"{flag} is for clnp, not for {settings.method}" for flag, value in given.items() if value is not None
         ]
+    if settings.method == "clnp" and settings.recipe == "paper":
+        faults.append(
+            "--recipe paper is not there for clnp: its paper's learning rate, epochs and L1 are not known; leave "
+            "--recipe out, or give --optimizer, --lr, --epochs and --l1"
+        )
     if settings.l1 is not None and not 0.0 <= settings.l1 <= 1.0:  # a NaN is neither
         faults.append(f"--l1 {settings.l1} must be from 0 to 1")
     return faults

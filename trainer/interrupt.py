@@ -6,6 +6,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Generator
+from pathlib import Path
 from types import FrameType
 
 from .ranks import ProcessLost
@@ -23,6 +24,17 @@ class Interrupted(Exception):
     def __init__(self, message: str = "", number: int = signal.SIGINT) -> None:
         super().__init__(message)
         self.number = number
+
+
+def stopped(folder: Path, number: int) -> Interrupted:
+    """What a run that was asked to stop ends with: says where its checkpoint is, and how to go on.
+
+    Args:
+        folder: the run's.
+        number: the signal that came.
+    """
+    text = f"stopped; the checkpoint is kept in {folder}. The same command with --resume goes on from it"
+    return Interrupted(text, number=number)
 
 
 @contextlib.contextmanager

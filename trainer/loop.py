@@ -158,6 +158,7 @@ class Loop:
         self._cpu_since = time.process_time() - position.cpu_seconds
         sizes = batch_sizes(len(source.splits["train"]), self.plan.batch_size)
         self.reporter.begin(phase, position.phase + 1, len(self.plan.phases), len(sizes))
+        self.method.set_up(phase, self.network)
         if checkpoint is None:
             torch.manual_seed(seed_of(self.plan, f"phase {phase.draws or phase.name}"))
             if phase.start is not None:

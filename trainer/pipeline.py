@@ -30,7 +30,7 @@ from .data import Source, load_source
 from .export import Exported, export
 from .folds import FOLDS, fold_sources, too_small_for_folds
 from .ground import Ground, ground_for
-from .interrupt import Interrupted, stop_requests
+from .interrupt import Interrupted, stop_requests, stopped
 from .loop import Diverged, Keeper, Loop, Trained
 from .measure import network_of
 from .methods import METHODS, Method
@@ -45,10 +45,10 @@ from .proof import Witness, check_unchanged, witnesses
 from .prune import DEFAULT_PRUNE, chosen_share, too_small_for_auto
 from .ranks import OutOfStep, by_first, jointly, largest, process_count, require_equal, shared_end, told_once
 from .results import Row
-from .runs import RunFolder, drop_superseded, last_checkpoint, new_run, resume_run
+from .runs import RunFolder, drop_superseded, last_checkpoint, new_run, open_run
 from .sources import open_source
 from .standalone import Standalone, standalone
-from .unit_use import unit_use, units_left
+from .unit_use import unit_cost, unit_use, units_left
 
 
 def train(store: Store, task: str, source: str, settings: Settings, reporter: Reporter | None = None) -> Report:
@@ -85,7 +85,8 @@ def train(store: Store, task: str, source: str, settings: Settings, reporter: Re
         if settings.dry_run:
             return _report(job, time.monotonic() - started)
         before = by_first(fabric, lambda: witnesses(store) if method.in_store else {})
-        folder = by_first(fabric, lambda: stack.enter_context(_run_folder(store, job, settings, reporter)))
+        run = open_run(store.runs, job.plan, reporter, resume=settings.resume)
+        folder = by_first(fabric, lambda: stack.enter_context(run))
         board = Board(folder.path, job.capacity.free) if folder is not None and settings.tensorboard else None
         if board is not None:
             stack.callback(board.close)
@@ -236,7 +237,7 @@ def prepare(
         warnings.append(slow)
     plan = make_plan(task, settings, ground, choices, data, device, processes)
     _check_shares(plan, data)
-    _introduce(store, plan, data, capacity, choices.takes, reporter)
+    _introduce(store, plan, data, _cost(ground, plan, capacity, choices.takes), reporter)
     if folds:
         reporter.say(f"{small}, so {_fold_cost(plan.phases, data, folds)}")
     for warning in warnings:
@@ -290,29 +291,22 @@ def read_source(store: Store, source: str, settings: Settings, reporter: Reporte
     )
 
 
-def _introduce(store: Store, plan: Plan, data: Source, capacity: Capacity, takes: int, reporter: Reporter) -> None:
+def _introduce(store: Store, plan: Plan, data: Source, taking: str | None, reporter: Reporter) -> None:
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
     base = next((f"{v.task} ({v.version[:19]})" for v in store.versions() if v.version == plan.parent), "the backbone")
     reporter.say(f"{plan.task}: {plan.method} on {base}; {len(plan.classes)} classes; pictures: {sizes}")
-    if plan.prune is not None:
+    if taking is not None:
         known = any(v.task == plan.task for v in store.versions())
         text = f"task {plan.turn[0]} of {plan.turn[1]} equal ones: " if plan.turn else ""
         text += "the versions that are there keep theirs, and this one " if known else ""
-        reporter.say(text + cost(capacity, takes, plan.prune))
+        reporter.say(text + taking)
 
 
-@contextlib.contextmanager
-def _run_folder(store: Store, job: Job, settings: Settings, reporter: Reporter) -> Generator[RunFolder]:
-    folder = resume_run(store.runs, job.plan) if settings.resume else None
-    if settings.resume:
-        reporter.say(
-            f"going on with run {folder.path.name}" if folder else "no unfinished run to go on with: starting anew"
-        )
-    folder = folder or new_run(store.runs, job.plan)
-    try:
-        yield folder
-    finally:
-        folder.close()
+def _cost(ground: Ground, plan: Plan, capacity: Capacity, takes: int) -> str | None:
+    """What the run takes of the store, in words; None where it takes nothing."""
+    if plan.method == "clnp":
+        return unit_cost(ground.backbone, ground.free)
+    return cost(capacity, takes, plan.prune) if plan.prune is not None else None
 
 
 def _train(
@@ -342,10 +336,7 @@ def _train(
         try:
             return loop.run(checkpoint)
         except Interrupted as interrupted:
-            raise Interrupted(
-                f"stopped; the checkpoint is kept in {path}. The same command with --resume goes on from it",
-                number=largest(fabric, stop()),
-            ) from interrupted
+            raise stopped(path, largest(fabric, stop())) from interrupted
 
 
 def _nothing(_: object) -> None:

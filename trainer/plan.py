@@ -147,7 +147,7 @@ def make_plan(
         own_norm=choices.own_norm,
         founding=choices.prune is not None and ground.empty,
         free=_digest(ground.free) if takes else None,
-        phases=choices.phases,
+        phases=_patient(choices.phases, settings.patience),
         batch_size=choices.batch_size,
         class_weight=settings.class_weight,
         seed=settings.seed,
@@ -161,6 +161,11 @@ def make_plan(
         processes=processes,
         versions={name: library_version(name) for name in LIBRARIES},
     )
+
+
+def _patient(phases: tuple[Phase, ...], patience: int | None) -> tuple[Phase, ...]:
+    """The phases as the method chose them, or all with the patience that the user asks for."""
+    return phases if patience is None else tuple(dataclasses.replace(phase, patience=patience) for phase in phases)
 
 
 WAIT = timedelta(days=1)

@@ -7,12 +7,13 @@ The id says when a run began; the task's name stands in settings.json, never in 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,7 @@ from .checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from .plan import Plan
 from .predictions import Predictions
 from .predictions import as_csv as predictions_csv
+from .progress import Reporter
 from .results import Row, as_csv
 
 SETTINGS, RESULTS, CHECKPOINT, REPORT, LOCK = (
@@ -90,6 +92,25 @@ def new_run(runs: Path, plan: Plan) -> RunFolder:
     return RunFolder(path, lock)
 
 
+@contextlib.contextmanager
+def open_run(runs: Path, plan: Plan, reporter: Reporter, *, resume: bool) -> Generator[RunFolder]:
+    """The directory of a run while the block runs: with `resume` the unfinished one that there may be, else a new one.
+
+    Raises:
+        InvalidInput: the unfinished run has other settings.
+    """
+    folder = resume_run(runs, plan) if resume else None
+    if resume:
+        reporter.say(
+            f"going on with run {folder.path.name}" if folder else "no unfinished run to go on with: starting anew"
+        )
+    folder = folder or new_run(runs, plan)
+    try:
+        yield folder
+    finally:
+        folder.close()
+
+
 def keep_comparison(runs: Path, comparison: Mapping[str, Any]) -> Path:
     """Make a directory that holds the result of a comparison, and no run; returns it."""
     path = _new_folder(runs)
@@ -145,6 +166,17 @@ def drop_superseded(runs: Path, finished: RunFolder, task: str) -> None:
         if lock is not None:
             shutil.rmtree(path, ignore_errors=True)
             os.close(lock)
+
+
+def remove_runs(runs: Path) -> None:
+    """Remove all runs that no process is at, and the folder if none is left."""
+    for path in runs.iterdir() if runs.is_dir() else ():
+        lock = _lock(path)
+        if lock is not None:
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(lock)
+    with contextlib.suppress(OSError):  # another process's run is in it
+        runs.rmdir()
 
 
 def _unfinished(runs: Path, task: str) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -51,6 +51,18 @@ def unit_use(backbone: Backbone, artifact: Artifact, free: Mapping[str, Tensor])
     )
 
 
+def unit_cost(backbone: Backbone, free: Mapping[str, Tensor]) -> str:
+    """What a clnp run will take, in words.
+
+    Args:
+        backbone: the shared network.
+        free: parameter name -> bool of its shape: the weights that nobody owns.
+    """
+    taken = units_of(backbone.units, {name: ~mask for name, mask in free.items()})
+    units, left = sum(backbone.units.sizes.values()), sum(int((~mask).sum()) for mask in taken.values())
+    return f"trains all {left:,} free units ({100 * left / units:.1f} % of {units:,}) and keeps those that stay active"
+
+
 def units_left(uses: Sequence[UnitUse]) -> int | None:
     """How many more tasks find their units, each taking of every layer what this one took; None where it took none."""
     return unit_tasks_left({use.layer: use.free for use in uses}, {use.layer: use.new for use in uses})

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
+from torch import Tensor
+from torch.func import functional_call
 
-from masks_store import InvalidInput, UnitGraph, build, norm_modules, packable, unit_graph
+from masks_store import InvalidInput, UnitGraph, build, cut, norm_modules, packable, unit_graph
+
+from ..tiny import TINY
 
 
 def graph(arch: str, **args: object) -> UnitGraph:
@@ -118,3 +123,48 @@ def test_a_network_that_cannot_be_traced_is_refused() -> None:
 
     with pytest.raises(InvalidInput, match="cannot be traced"):
         unit_graph(Odd(), "odd")
+
+
+# ---------------------------------------------------------------- cutting
+
+_CLASSIFIER = {"classifier.0": "classifier.0", "classifier.3": "classifier.3"}
+SILENCED = {
+    "vgg": {"features.0": "features.0", "features.3": "features.3", **_CLASSIFIER},
+    "vgg_bn": {"features.1": "features.0", "features.5": "features.4", **_CLASSIFIER},
+    "bottlenecks": {
+        "bn1": "conv1",
+        "layer1.bn1": "layer1.conv1",
+        "layer1.bn2": "layer1.conv2",
+        "layer1.bn3": "conv1",
+        "layer2.bn1": "layer2.conv1",
+        "layer2.bn2": "layer2.conv2",
+        "layer2.bn3": "layer2.conv3",
+        "layer2.downsample.1": "layer2.conv3",
+    },
+}
+"""Network -> module behind which a group's units are silenced, each norm or, without one, each layer -> the group."""
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_a_network_cut_to_some_units_gives_what_the_whole_one_gives_with_the_others_multiplied_by_0(kind: str) -> None:
+    """Which module belongs to which group is said here by hand, and not taken from the graph under test."""
+    body, random = TINY[kind](), torch.Generator().manual_seed(1)
+    found = unit_graph(body, kind)
+    used = {group: torch.arange(size) % 3 != 0 for group, size in found.sizes.items()}
+    images = torch.randn(5, 3, 8, 8, generator=random)
+    assert set(SILENCED[kind].values()) == set(used)
+    assert all(mask.any() and not mask.all() for mask in used.values())
+    with torch.no_grad():
+        small = functional_call(body, cut(found, body.state_dict(), used), (images,))
+        whole = body(images)
+        for name, group in SILENCED[kind].items():
+            body.get_submodule(name).register_forward_hook(partial(_silence, used[group]))
+        expected = body(images)
+    features = used[found.features]
+    assert torch.allclose(small, expected[:, features], atol=1e-5)
+    assert not expected[:, ~features].any()
+    assert not torch.allclose(whole[:, features], small, atol=1e-2), "what was cut off was used"
+
+
+def _silence(mask: Tensor, module: torch.nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
+    return out * mask.view(1, -1, *(1 for _ in out.shape[2:]))

@@ -153,6 +153,9 @@ def states_on_entry(loop: Loop) -> dict[str, dict[str, bytes]]:
         def settle(self, plan: Plan, phase: Phase, hits: Hits) -> Phase | None:
             return method.settle(plan, phase, hits)
 
+        def set_up(self, phase: Phase, network: Network) -> None:
+            method.set_up(phase, network)
+
         def enter(self, ground: Any, plan: Any, phase: Phase, network: Network, before: Any) -> Any:
             entered[phase.name] = state_bits(network.state_dict())
             return method.enter(ground, plan, phase, network, before)

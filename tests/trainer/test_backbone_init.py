@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import io
+import json
+import os
+import signal
 import sys
 
 import pytest
 import safetensors.torch
 import torch
 
-from masks_store import InvalidInput, build, norm_modules, read_backbone
+import taskpack
+from masks_store import InvalidInput, Store, build, norm_modules, read_backbone
 from trainer.backbone import init, retrain
 from trainer.config import Settings
+from trainer.interrupt import Interrupted
 from trainer.methods.kept import KeptWeights
 from trainer.pipeline import train
 from trainer.progress import Lines, Silent
 
-from .rig import bare_ground, quick, shapes
+from .rig import bare_ground, quick, shapes, state_bits
+from .signals import signalled
 
 
 def _file(keep: float = 0.5):
@@ -25,9 +31,10 @@ def _file(keep: float = 0.5):
     return create("tinyresnet", image_size=8, keep=keep, arch_args={"width": 4, "blocks": [1, 1]})
 
 
-def test_retraining_moves_kept_weights_norm_and_nothing_that_was_pruned(data):
+def test_retraining_moves_kept_weights_norm_and_nothing_that_was_pruned(data, tmp_path):
     made = _file()
-    before, after = read_backbone(made.data), read_backbone(retrain(made, data, quick(lr=1e-2), Silent()).data)
+    retrained = retrain(made, data, quick(lr=1e-2), Silent(), tmp_path / "runs")
+    before, after = read_backbone(made.data), read_backbone(retrained.data)
     assert after.manifest.norm_adapted
     assert not before.manifest.norm_adapted
     assert after.manifest.source == before.manifest.source
@@ -50,6 +57,107 @@ def test_a_store_made_with_its_data_shares_the_norm_with_its_tasks(tmp_path, dat
     store = init(tmp_path / "store", "tinyresnet", image_size=8, keep=0.5, data=data, settings=quick(epochs=1))
     assert store.verify() == []
     assert not store.artifact(train(store, "shapes", data, quick(epochs=1)).version).of_kind("norm")
+
+
+class _StopsAt(Lines):
+    """Ctrl-C to this process at the end of an epoch of a phase."""
+
+    def __init__(self, stream, phase: str, epoch: int) -> None:
+        super().__init__(stream)
+        self._at = phase, epoch
+
+    def epoch(self, row):
+        super().epoch(row)
+        if (row.phase, row.epoch) == self._at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+ARGUMENTS = {"image_size": 8, "keep": 0.5}
+
+
+def _stopped(path, data, phase: str, epoch: int, settings: Settings) -> None:
+    with pytest.raises(Interrupted, match="The same command with --resume goes on from it") as caught:
+        init(
+            path,
+            "tinyresnet",
+            data=data,
+            settings=settings,
+            reporter=_StopsAt(io.StringIO(), phase, epoch),
+            **ARGUMENTS,
+        )
+    assert caught.value.number == signal.SIGINT
+    assert not path.exists()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, data):
+    """The bits of a backbone whose retraining nobody stopped."""
+    path = tmp_path_factory.mktemp("undisturbed") / "store"
+    with init(path, "tinyresnet", data=data, settings=quick(epochs=3), **ARGUMENTS) as store:
+        assert [folder.name for folder in path.parent.iterdir()] == ["store"]
+        return store.backbone_digest, state_bits(store.backbone.tensors)
+
+
+@pytest.mark.parametrize(("phase", "epoch"), [("head", 1), ("head", 3), ("retrain", 0), ("retrain", 2)])
+def test_an_init_that_is_stopped_and_resumed_gives_the_bits_of_one_that_was_not(
+    tmp_path, data, undisturbed, phase, epoch
+):
+    path = tmp_path / "store"
+    _stopped(path, data, phase, epoch, quick(epochs=3))
+    torch.manual_seed(12345)  # a new process has other random state
+    told = io.StringIO()
+    again = quick(epochs=3, resume=True)
+    with init(path, "tinyresnet", data=data, settings=again, reporter=Lines(told), **ARGUMENTS) as store:
+        assert (store.backbone_digest, state_bits(store.backbone.tensors)) == undisturbed
+    assert "going on with run" in told.getvalue()
+    assert "head 1/3" not in told.getvalue(), "what was done is not done again"
+    assert [folder.name for folder in tmp_path.iterdir()] == ["store"], "the run's folder is gone"
+
+
+def test_an_init_is_resumed_only_with_the_same_settings_and_starts_anew_without_the_flag(tmp_path, data, undisturbed):
+    path = tmp_path / "store"
+    _stopped(path, data, "head", 1, quick(epochs=3))
+    for changed, said in (
+        (quick(epochs=4, resume=True), "epochs: 3 then, 4 now"),
+        (quick(epochs=3, resume=True, seed=1), "seed"),
+    ):
+        with pytest.raises(InvalidInput, match="has other settings") as caught:
+            init(path, "tinyresnet", data=data, settings=changed, **ARGUMENTS)
+        assert any(said in fault for fault in caught.value.faults)
+    told = io.StringIO()
+    with init(path, "tinyresnet", data=data, settings=quick(epochs=3), reporter=Lines(told), **ARGUMENTS) as store:
+        assert store.backbone_digest == undisturbed[0]
+    assert "head 1/3" in told.getvalue()
+    assert [folder.name for folder in tmp_path.iterdir()] == ["store"]
+
+
+def test_resume_without_a_stopped_init_starts_anew_and_needs_data(tmp_path, data, undisturbed):
+    with init(tmp_path / "s", "tinyresnet", data=data, settings=quick(epochs=3, resume=True), **ARGUMENTS) as store:
+        assert store.backbone_digest == undisturbed[0]
+    with pytest.raises(InvalidInput, match="--resume goes on with retraining; it needs --data"):
+        init(tmp_path / "t", "tinyresnet", settings=quick(epochs=None, batch_size=None, resume=True), **ARGUMENTS)
+
+
+def test_an_init_uses_as_many_threads_as_it_is_told(tmp_path, data):
+    """They are part of the settings that a resumed run must have."""
+    _stopped(tmp_path / "store", data, "head", 1, quick(epochs=3, threads=2))
+    before = torch.get_num_threads()
+    (settings,) = (tmp_path / ".store.init").glob("*/settings.json")
+    assert json.loads(settings.read_text())["threads"] == 2
+    assert torch.get_num_threads() == before
+
+
+def test_the_command_says_how_to_go_on_after_ctrl_c_and_goes_on(tmp_path, data, undisturbed, capsys):
+    command = ["init", str(tmp_path / "store"), "--backbone", "tinyresnet", "--image-size", "8", "--keep", "0.5"]
+    command += ["--data", data, "--batch-size", "10", "--threads", "1", "--device", "cpu"]
+    with signalled(signal.SIGINT, tmp_path, ".store.init/*/results.csv"):
+        assert taskpack.run([*command, "--epochs", "10000"]) == 130
+    assert "with --resume goes on from it" in capsys.readouterr().err
+    assert taskpack.run([*command, "--epochs", "10000", "--resume", "--seed", "1"]) == 2
+    assert "has other settings" in capsys.readouterr().err
+    assert taskpack.run([*command, "--epochs", "3"]) == 0
+    with Store.open(tmp_path / "store") as store:
+        assert store.backbone_digest == undisturbed[0]
 
 
 def test_nothing_is_made_where_something_is_and_all_faults_are_told(tmp_path, data):

@@ -70,6 +70,9 @@ def test_dry_run_tells_the_phases_and_the_cost(tmp_path, data, capsys):
     assert "retrain 10 epochs" in out
     assert "nothing was written" in out
     assert "gives back 75.0 %" in err
+    out, _ = _run(*arguments, "--patience", 2, capsys=capsys)
+    assert "train up to 20 epochs" in out
+    assert "retrain up to 10 epochs" in out
 
 
 @pytest.mark.parametrize(
@@ -163,7 +166,7 @@ def test_every_flag_of_train_is_explained():
     )
     flags += " device threads flip skip-broken seed resume dry-run json probe margin prune-by train-layers adapter"
     flags += " class-weight tensorboard"
-    flags += " augment retrain-lr"
+    flags += " augment retrain-lr patience"
     for flag in flags.split():
         assert f"--{flag} " in help_text, flag
     assert "\\b" not in help_text

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from masks_store import (
@@ -19,10 +23,12 @@ from masks_store import (
     create,
     cut_view,
     decode_units,
+    gate,
     normalise,
     read_backbone,
     state_of,
     thresholds,
+    unit_graph,
     units_of,
     view_of,
 )
@@ -37,10 +43,11 @@ from trainer.measure import score
 from trainer.methods import METHODS
 from trainer.pipeline import train
 from trainer.plan import make_fabric, make_plan, seeded
-from trainer.progress import Silent
+from trainer.progress import Lines, Silent
 from trainer.sparsify import Bench, activities, estimate, sparsify
 from trainer.unit_network import ChoosingNorm, UnitNetwork
 
+from ..tiny import TINY
 from .rig import CPU, SIZE, Kept, ground_in, loop_for, quick, read, shapes, state_bits
 
 ARCHS = {"tinyresnet": {"width": 6, "blocks": [1, 1]}, "mlp-16-12": None, "widecnn": None}
@@ -74,6 +81,15 @@ def network_in(store: Store, source: str, **changes: object) -> tuple[UnitNetwor
     loop = loop_for(ground, read(source, ground), chosen)
     assert isinstance(loop.network, UnitNetwork)
     return loop.network, loop
+
+
+def unit_network(body: torch.nn.Module) -> UnitNetwork:
+    """A body with random weights and norms under a head, all of whose units are free."""
+    found = unit_graph(body, "tiny")
+    free = {group: torch.ones(size, dtype=torch.bool) for group, size in found.sizes.items()}
+    with torch.no_grad():
+        features = body.eval()(torch.zeros(1, 3, SIZE, SIZE)).shape[1]
+    return UnitNetwork(body, features, 3, found, {group: ~mask for group, mask in free.items()}, free).eval()
 
 
 def bench_of(loop: Loop) -> Bench:
@@ -194,13 +210,25 @@ def test_l1_is_on_scale_and_shift_where_a_norm_follows_and_on_weights_and_biases
 
 
 def test_a_strong_l1_leaves_fewer_units_active(tmp_path, data):
-    counts = []
+    """Smaller weights, then units that hardly fire, then units that the scan takes away at no cost."""
+    sizes, quiet, kept, accuracies = [], [], [], []
     for number, l1 in enumerate((0.0, 0.03)):
         store = unit_store(tmp_path / f"s{number}", "mlp-16-12")
-        report = train(store, "t", data[0], settings(l1=l1, epochs=8, margin=0.0, optimizer="sgd", lr=0.05))
-        weights = store.view(report.version).weights["fc1.weight"]
-        counts.append(float(weights.abs().sum()))
-    assert counts[1] < 0.8 * counts[0]
+        chosen = settings(l1=l1, epochs=40, margin=0.0, optimizer="sgd", lr=0.05)
+        network, loop = network_in(store, data[0], **vars(chosen))
+        with seeded(loop.plan, CPU):
+            loop._phase(loop.plan.phases[0], None)
+        found = activities(network, bench_of(loop))
+        quiet.append(sum(int((values < 0.01 * values.max()).sum()) for values in found.values()))
+        report = train(store, "shapes", data[0], chosen)
+        sizes.append(float(store.view(report.version).weights["fc1.weight"].abs().sum()))
+        kept.append(sum(use.new for use in report.units))
+        accuracies.append(report.val_top1)
+    assert sizes[1] < 0.2 * sizes[0]
+    assert quiet[1] >= quiet[0] + 8, "of 28"
+    assert kept[1] < kept[0]
+    assert kept[1] <= 28 - quiet[1], "the scan gates the quiet ones"
+    assert accuracies[1] >= 0.8, "and not because nothing was learnt"
 
 
 # ---------------------------------------------------------------- activity and the scan
@@ -280,6 +308,24 @@ def test_the_cut_network_answers_as_the_gated_one(tmp_path, data, arch):
     assert weights < 0.75 * sum(p.numel() for p in network.body.parameters() if p.dim() > 1)
 
 
+@pytest.mark.parametrize("body", TINY.values(), ids=TINY)
+def test_a_vgg_and_bottlenecks_cut_to_half_of_their_units_answer_as_gated(body):
+    """As in the networks of torchvision that are too large for a test: only the channels are fewer."""
+    network = unit_network(body())
+    half = {group: torch.arange(len(mask)) % 2 == 0 for group, mask in network.seen.items()}
+    network.use(half, {name: tensor.clone() for name, tensor in network.state_dict().items()})
+    images = torch.randn(5, 3, SIZE, SIZE)
+    with torch.no_grad():
+        gated, small = network(images), network.cut()
+        assert torch.allclose(small(images), gated, atol=1e-5)
+        whole = unit_network(body())(images)
+    assert not torch.allclose(gated, whole, atol=1e-2), "the gate takes something away"
+    for name, layer in network.graph.layers.items():
+        rows, columns = small._state[f"{name}.weight"].shape[:2]
+        assert rows == int(half[layer.group].sum())
+        assert columns == (3 if layer.reads is None else layer.spread * int(half[layer.reads].sum()))
+
+
 def test_only_the_statistics_of_new_units_are_estimated_anew(founded, data):
     network, loop = network_in(founded, data[1])
     network.use(network.seen, {name: t.clone() for name, t in network.state_dict().items()})
@@ -301,6 +347,45 @@ def test_only_the_statistics_of_new_units_are_estimated_anew(founded, data):
             name = f"{norm}.{field}"
             assert state_bits({"": now[name][fixed]}) == state_bits({"": before[name][fixed]})
     assert {n.momentum for n in network.norms.values()} == {0.1}
+
+
+@pytest.mark.parametrize("leaking", [False, True])
+def test_earlier_tasks_answer_with_the_same_bits_out_of_the_network_that_a_later_one_trains(tmp_path, data, leaking):
+    """Their units lie beside the new ones and see its pictures in train mode, norms of the same layers included.
+
+    The control lets all channels of every norm follow the batches, as torch's own would: then the answers move,
+    though no weight, scale or shift that is not free does.
+    """
+    store, images = unit_store(tmp_path / "s"), torch.randn(4, 3, SIZE, SIZE)
+    for number in range(2):
+        train(store, f"task{number}", data[number], settings(margin=20.0))
+    views = [store.view(version.version) for version in store.versions()]
+    plain = store.backbone.body().eval()
+    network, loop = network_in(store, data[2], optimizer="adamw", weight_decay=0.1)
+    assert any(bool(mask.any()) for mask in network.free.values())
+    assert len(views) == 2
+
+    def answers() -> list[bytes]:
+        """Of each earlier task, by its head and the units that it uses, from the training network as it stands."""
+        state = {n: t.contiguous() for n, t in network.body.state_dict().items() if not n.endswith(".free")}
+        features = [functional_call(plain, gate(network.graph, state, view.units), (images,)) for view in views]
+        logits = [F.linear(x, v.overlay.head_weight, v.overlay.head_bias) for x, v in zip(features, views, strict=True)]
+        return [found.detach().numpy().tobytes() for found in logits]
+
+    before = answers()
+    assert before == [bind(store.backbone, view)(images).numpy().tobytes() for view in views]
+    if leaking:
+        for norm in network.norms.values():
+            norm.free.fill_(True)
+    weights = {name: parameter.detach().clone() for name, parameter in network.body.named_parameters()}
+    with seeded(loop.plan, CPU):
+        loop._phase(loop.plan.phases[0], None)
+    assert any(not torch.equal(parameter, weights[name]) for name, parameter in network.body.named_parameters())
+    for name, parameter in network.body.named_parameters():
+        still = ~loop.trainable[f"body.{name}"]
+        assert torch.equal(parameter[still], weights[name][still]), name
+    changed = [after != first for after, first in zip(answers(), before, strict=True)]
+    assert changed == [leaking, leaking]
 
 
 # ---------------------------------------------------------------- chains of tasks
@@ -383,6 +468,19 @@ def test_fine_tuning_trains_the_new_units_alone(founded, data):
 
 
 # ---------------------------------------------------------------- resuming
+
+
+def test_patience_ends_training_and_fine_tuning_and_leaves_the_scan_between_them(tmp_path, data):
+    store = unit_store(tmp_path / "s", "mlp-16-12")
+    chosen = settings(finetune=True, epochs=20, lr=1e-12, l1=0.0, patience=1)
+    stream = io.StringIO()
+    report = train(store, "t", data[0], chosen, Lines(stream))
+    with (Path(report.run) / "results.csv").open() as file:
+        rows = [(row["phase"], int(row["epoch"])) for row in csv.DictReader(file)]
+    train_rows, again = ([epoch for name, epoch in rows if name == phase] for phase in ("train", "finetune"))
+    assert train_rows == [1, 2, 3], "the first is the best; then more than one that is not better"
+    assert again == [0, 1, 2], "here the start is a candidate"
+    assert "units stay active" in stream.getvalue()
 
 
 @pytest.mark.parametrize(("arch", "finetune"), [("mlp-16-12", False), ("tinyresnet", True)])
@@ -468,12 +566,14 @@ def test_init_makes_a_store_of_units_and_refuses_one_that_keeps_weights(tmp_path
         ({"method": "clnp", "margin": -0.1}, "--margin -0.1 must be points of accuracy from 0 to 100"),
         ({"method": "clnp", "l1": math.nan}, "--l1 nan must be from 0 to 1"),
         ({"method": "clnp", "prune": 0.5}, "--prune is for packnet"),
+        ({"method": "clnp", "recipe": "paper"}, "--recipe paper is not there for clnp: .* leave --recipe out"),
         ({"method": "clnp", "norm": "shared"}, "--norm shared does not go with clnp"),
     ],
 )
 def test_flags_that_do_not_go_with_the_method_are_refused(changes, words):
-    with pytest.raises(InvalidInput, match=words):
+    with pytest.raises(InvalidInput, match=words) as caught:
         check_settings("t", quick(**changes))
+    assert len(caught.value.faults) == 1
 
 
 def test_the_plan_of_a_run_holds_what_decides_its_bits(tmp_path, data):
@@ -494,3 +594,27 @@ def test_the_last_lines_speak_of_units_and_not_of_packnet(tmp_path):
         lines = list(summary(train(store, "one", shapes(tmp_path / "a.npz"), quick(method="clnp", epochs=1))))
     assert not [line for line in lines if "packnet" in line]
     assert [line for line in lines if line.startswith("units: room for")]
+
+
+def test_a_run_tells_before_it_starts_what_it_takes_and_that_known_versions_keep_theirs(tmp_path, data):
+    """Of 16 + 12 units; a second version finds only those that the first left, and the first keeps its own."""
+
+    def told(task: str, **changes: object):
+        stream = io.StringIO()
+        report = train(store, task, data[0], settings(margin=20.0, **changes), Lines(stream))
+        (line,) = [line for line in stream.getvalue().splitlines() if "free units" in line]
+        return report, line
+
+    store = unit_store(tmp_path / "s", "mlp-16-12")
+    first, line = told("one")
+    assert line == "trains all 28 free units (100.0 % of 28) and keeps those that stay active"
+    left = 28 - sum(use.new for use in first.units)
+    assert 0 < left < 28
+    _, line = told("one", seed=1, dry_run=True)
+    assert line.startswith(f"the versions that are there keep theirs, and this one trains all {left} free units")
+    assert f"({100 * left / 28:.1f} % of 28)" in line
+    _, line = told("two", dry_run=True)
+    assert line.startswith(f"trains all {left} free units")
+    again, _ = told("one", seed=1)
+    assert (again.parent, again.changed_bits, again.compared) == (None, 0, 1)
+    assert sum(use.new for use in again.units) <= left

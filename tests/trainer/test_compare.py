@@ -11,13 +11,13 @@ import pytest
 
 import taskpack
 import trainer
-from masks_store import InvalidInput, Store, read_artifact
+from masks_store import InvalidInput, Store, create, read_artifact
 from trainer.compare import compare
 from trainer.metrics import paired_interval
 from trainer.pipeline import train
 from trainer.timing import interleaved
 
-from .rig import new_store, quick
+from .rig import SIZE, new_store, quick
 from .signals import signalled
 
 
@@ -97,6 +97,95 @@ def test_prune_goes_to_the_methods_that_take_weights(data, tmp_path):
             store, "shapes", data, ["linear", "packnet"], epochs=1, batch_size=30, prune=0.0, device="cpu", threads=1
         )
         assert found.methods[1].free == 0
+
+
+def test_a_flag_of_some_methods_goes_to_those_and_leaves_the_others_as_they_are(data, tmp_path):
+    """Each method comes out as `train` with the flags that are for it alone: the same file, byte for byte."""
+    asked = {
+        "prune": 0.5,
+        "prune_by": "filters",
+        "train_layers": "last:3",
+        "pick": True,
+        "retrain_lr": 1e-3,
+        "adapter": "full",
+    }
+    with new_store(tmp_path / "store") as store:
+        found = compare(store, "shapes", data, ["clr", "packnet", "bn"], quick(epochs=1, **asked))
+        for number, (name, own) in enumerate(
+            [("clr", ["adapter"]), ("packnet", [flag for flag in asked if flag != "adapter"]), ("bn", [])]
+        ):
+            alone = quick(epochs=1, method=name, out=tmp_path / "alone", **{flag: asked[flag] for flag in own})
+            assert found.methods[number].version == train(store, "shapes", data, alone).version, name
+
+
+def test_flags_of_clnp_go_to_clnp(data, tmp_path):
+    made = create("mlp-16-12", image_size=SIZE, keep=0.0)
+    with Store.create(tmp_path / "store", made, capacity="units") as store:
+        train(store, "base", data, quick(method="clnp", epochs=1))
+        asked = {"l1": 1e-3, "finetune": True, "margin": 20.0, "on": "base"}
+        found = compare(store, "shapes", data, ["linear", "clnp"], quick(epochs=1, **asked))
+        alone = quick(epochs=1, method="clnp", out=tmp_path / "alone", **asked)
+        assert found.methods[1].version == train(store, "shapes", data, alone).version
+        assert [phase["name"] for phase in found.methods[1].phases] == ["train", "finetune"]
+
+
+def test_the_published_schedule_goes_to_the_methods_whose_is_known(data, tmp_path):
+    made = create("tinyresnet", image_size=SIZE, keep=0.0, arch_args={"width": 4, "blocks": [1, 1]})
+    with Store.create(tmp_path / "store", made, capacity="units") as store:
+        train(store, "base", data, quick(method="clnp", epochs=1))
+        found = compare(store, "shapes", data, ["clr", "clnp"], quick(epochs=1, recipe="paper", on="base"))
+        clr, clnp = (method.phases[0] for method in found.methods)
+        assert (clr["schedule"], clnp["schedule"]) == ("thirds", "cosine")
+
+
+def test_finetune_is_compared_with_what_is_built_on_a_task_of_a_store_that_keeps_nothing(data, tmp_path):
+    """There --on has to be given, and finetune, which stands on no task, starts as it does by itself."""
+    with new_store(tmp_path / "store", keep=0.0) as store:
+        base = train(store, "base", data, quick(epochs=1))
+        found = compare(store, "shapes", data, ["finetune", "linear"], quick(epochs=1, on="base"), out=tmp_path / "out")
+        assert read_artifact((tmp_path / "out" / "linear.safetensors").read_bytes()).manifest.parent == base.version
+        train(store, "shapes", data, quick(epochs=1, method="finetune", out=tmp_path / "alone"))
+        assert (tmp_path / "out" / "finetune.safetensors").read_bytes() == (tmp_path / "alone").read_bytes()
+        assert (found.reference, found.methods[0].version) == ("finetune", None)
+
+
+@pytest.mark.parametrize(
+    ("methods", "asked", "said"),
+    [
+        (["clr", "bn"], {"pick": True}, "--pick is for packnet, and not for clr, bn"),
+        (["packnet", "bn"], {"adapter": "full"}, "--adapter is for clr, and not for packnet, bn"),
+        (["packnet", "clr"], {"l1": 1e-4}, "--l1 is for clnp, and not for packnet, clr"),
+        (["packnet", "clr"], {"finetune": True}, "--finetune is for clnp"),
+        (["clr"], {"retrain_lr": 1e-3}, "--retrain-lr is for packnet"),
+        (["clr", "linear"], {"train_layers": "head"}, "--train-layers is for packnet"),
+        (["clr", "linear"], {"prune": 0.5}, "--prune is for packnet"),
+        (["clr", "linear"], {"prune_by": "filters"}, "--prune-by is for packnet"),
+        (
+            ["packnet", "bn"],
+            {"margin": 1.0},
+            "--margin is for packnet with --prune auto, clnp, and not for packnet, bn",
+        ),
+        (
+            ["clnp"],
+            {"recipe": "paper"},
+            "--recipe is for packnet, clr, piggyback, bn, linear, finetune, and not for clnp",
+        ),
+        (["finetune"], {"on": "base"}, "--on is for packnet, clr, clnp, piggyback, bn, linear, and not for finetune"),
+    ],
+)
+def test_a_flag_that_no_method_takes_is_one_fault(data, tmp_path, methods, asked, said):
+    with new_store(tmp_path / "store") as store:
+        with pytest.raises(InvalidInput) as caught:
+            compare(store, "shapes", data, methods, quick(**asked))
+        (fault,) = caught.value.faults
+        assert fault.startswith(said)
+        assert fault.endswith("leave it out, or compare with a method that takes it")
+        assert list(store.runs.iterdir()) == []
+
+
+def test_a_wrong_value_of_a_flag_is_told_where_a_method_takes_it(data, tmp_path):
+    with new_store(tmp_path / "store") as store, pytest.raises(InvalidInput, match=r"--prune 1\.5 must be from 0"):
+        compare(store, "shapes", data, ["clr", "packnet"], quick(prune=1.5))
 
 
 def test_every_wrong_method_and_setting_is_told_at_once(data, tmp_path):

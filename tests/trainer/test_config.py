@@ -86,6 +86,7 @@ def test_every_fault_is_told_at_once():
         ({"adapter": "wide", "method": "clr"}, "--adapter wide is not one of depthwise, full"),
         ({"adapter": "full", "method": "bn"}, "--adapter is for clr"),
         ({"prune_by": "layers"}, "--prune-by layers is not one of weights, filters"),
+        ({"prune_by": "filters", "method": "clr"}, "--prune-by is for packnet; clr prunes no weights"),
         ({"class_weight": "even"}, "--class-weight even is not one of none, balanced"),
         ({"train_layers": "first:2"}, "--train-layers first:2 is not one of"),
         ({"train_layers": "last:0"}, "--train-layers last:0 is not one of"),
@@ -105,6 +106,7 @@ def test_every_fault_is_told_at_once():
         ({"out": "/no/such/folder/x.safetensors"}, "does not exist"),
         ({"out": "/"}, "is a folder"),
         ({"epochs": 2**63}, "--epochs"),
+        ({"patience": -1}, "--patience -1 must be a whole number of at least 0"),
     ],
 )
 def test_one_wrong_setting_is_the_message_itself(fields, said):

@@ -206,6 +206,9 @@ class _HeadOf:
     def settle(self, *arguments):
         return self._method.settle(*arguments)
 
+    def set_up(self, *arguments):
+        return self._method.set_up(*arguments)
+
     def before_phase(self, *arguments):
         return self._method.before_phase(*arguments)
 
@@ -290,6 +293,62 @@ def test_a_phase_stops_after_more_than_its_patience_without_a_better_accuracy(gr
     again.plan = loop.plan
     middle = next(c for c in kept.checkpoints if c.position.stale == 2 and c.position.batch)
     assert len(run(again, middle).rows) == rows, "a resumed run has as much patience left"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        quick(lr=1e-2),
+        quick(prune=0.5, norm="shared", lr=1e-12),
+        quick(pick=True, lr=5e-2),
+        quick(method="clr", lr=1e-2),
+        quick(method="bn", recipe="paper"),
+        quick(method="piggyback", lr=1e-2),
+        quick(method="finetune", lr=0.05),
+    ],
+    ids=["packnet", "still", "pick", "clr", "paper", "piggyback", "finetune"],
+)
+def test_the_patience_that_is_asked_for_ends_every_phase_of_every_method(ground, source, settings):
+    loop = loop_for(ground, source, dataclasses.replace(settings, epochs=12, patience=1))
+    rows = run(loop).rows
+    assert sum(not row.epoch for row in rows) == sum(phase.start_counts for phase in loop.plan.phases)
+    for phase in loop.plan.phases:
+        accuracies = [row.val_top1 for row in rows if row.phase == phase.name]
+        epochs = len(accuracies) - phase.start_counts
+        assert epochs == phase.epochs or _without_a_better(accuracies) == 2
+        assert all(_without_a_better(accuracies[:n]) < 2 for n in range(1, len(accuracies))), "no epoch too many"
+    assert len([row for row in rows if row.epoch]) < sum(phase.epochs for phase in loop.plan.phases)
+
+
+def _without_a_better(accuracies: list[float]) -> int:
+    """How many epochs ago the best accuracy was reached first."""
+    return len(accuracies) - 1 - accuracies.index(max(accuracies))
+
+
+def test_a_run_with_patience_that_is_stopped_and_resumed_ends_where_the_whole_one_ends(ground, source, tmp_path):
+    settings = quick(epochs=8, patience=1, lr=5e-2, prune=0.5)
+    counted = Kept()
+    whole = run(loop_for(ground, source, settings, keeper=counted.keeper()))
+    assert len([row for row in whole.rows if row.epoch]) < 8 + 4, "it ends early"
+    for stop_after in range(0, counted.steps, 7):
+        kept = Kept(stop_after)
+        with pytest.raises(Interrupted):
+            run(loop_for(ground, source, settings, keeper=kept.keeper()))
+        write_checkpoint(tmp_path / "checkpoint", kept.checkpoints[-1])
+        resumed = run(loop_for(ground, source, settings), read_checkpoint(tmp_path / "checkpoint"))
+        assert state_bits(resumed.network.state_dict()) == state_bits(whole.network.state_dict()), stop_after
+        assert [_timeless(row) for row in resumed.rows] == [_timeless(row) for row in whole.rows]
+
+
+def test_without_patience_every_recipe_is_as_it_was(ground, source):
+    def chosen(**changes):
+        return [phase.patience for phase in loop_for(ground, source, quick(**changes)).plan.phases]
+
+    assert chosen() == [None, None]
+    assert chosen(recipe="paper") == [None, None]
+    assert chosen(method="clr") == [None]
+    assert chosen(method="clr", recipe="paper") == [21]
+    assert chosen(method="clr", recipe="paper", patience=0) == [0]
 
 
 def test_a_loss_that_is_no_number_is_told_with_what_to_do(ground, source):

@@ -309,6 +309,16 @@ def test_settings_of_a_phase_that_differ_are_told_one_by_one(store, data):
     assert max(map(len, caught.value.faults)) < 80
 
 
+def test_patience_stands_in_the_settings_of_a_run_and_is_one_of_those_that_a_resume_needs(store, data):
+    folder = _interrupt(store, data, quick(patience=3))
+    settings = json.loads((store.runs / folder / "settings.json").read_text(encoding="utf-8"))
+    assert [phase["patience"] for phase in settings["phases"]] == [3, 3]
+    with pytest.raises(InvalidInput, match=folder) as caught:
+        train(store, "shapes", data, quick(resume=True, patience=4))
+    assert "phase 1 (train) patience: 3 then, 4 now" in caught.value.faults
+    assert train(store, "shapes", data, quick(resume=True, patience=3)).run == str(store.runs / folder)
+
+
 @pytest.mark.parametrize(
     ("name", "other"),
     [

@@ -33,9 +33,12 @@ class KeptWeights(Method):
         """The pruned backbone under a new head."""
         return ground.network(len(plan.classes), trains_norm=True)
 
+    def set_up(self, phase: Phase, network: Network) -> None:
+        """The norm stands still while the head is trained."""
+        network.trains_norm = phase.name == RETRAIN
+
     def enter(self, ground: Ground, plan: Plan, phase: Phase, network: Network, before: Trainable | None) -> Trainable:
         """The head; then the kept weights, biases, norm and head. What was pruned stays 0."""
-        network.trains_norm = phase.name == RETRAIN
         head: Trainable = {"head.weight": None, "head.bias": None}
         if phase.name == HEAD:
             return head

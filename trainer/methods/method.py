@@ -54,6 +54,12 @@ class Method(ABC):
         """A phase as it is to be run, now that the ones before it are done; None to leave it out."""
         return phase
 
+    def set_up(self, phase: Phase, network: Network) -> None:  # noqa: B027
+        """Set what a phase needs of the network beside its state dict, in place: by default, nothing.
+
+        Asked as the phase begins, before `enter`, and as a resumed run goes on in it, where `enter` is not.
+        """
+
     @abstractmethod
     def enter(self, ground: Ground, plan: Plan, phase: Phase, network: Network, before: Trainable | None) -> Trainable:
         """Prepare the network for a phase, in place, and say what trains in it.
