@@ -162,9 +162,20 @@ def test_the_verdict_is_of_the_newest_task(store):
     test = store.resolve("two").manifest.metrics.test_top1
     left = capacity_of(store.capacity_left().values())
     assert facts.verdict == (
-        f"two: {100 * test:.1f} % test, 0 of 1 other versions changed, {100 * left.share:.1f} % capacity left, "
+        f"two: {100 * test:.1f} % test, 0 of 1 earlier tasks changed, {100 * left.share:.1f} % capacity left, "
         f"about {left.tasks_left(0.75)} tasks left at this rate"
     )
+
+
+def test_the_verdict_counts_tasks_and_beside_them_versions_where_a_task_has_several(store):
+    one = store.resolve("one").version
+    for seed in (1, 2):
+        again = zoo.task(store.backbone, "one", "clr", ancestors=store.lineage(one), seed=seed)
+        store.register(again, prober=same_logits)
+        if seed == 1:
+            assert ", 0 of 1 earlier tasks changed (0 of 2 earlier versions), " in gather(store).verdict
+    store.register(zoo.task(store.backbone, "three", "linear"), prober=same_logits)
+    assert ", 0 of 2 earlier tasks changed (0 of 4 earlier versions), " in gather(store).verdict
 
 
 def test_weights_per_layer_are_the_backbones_the_claims_and_the_free(store):
@@ -337,7 +348,7 @@ def test_a_task_that_computes_something_else_is_told(store, monkeypatch):
     facts = gather(store)
     assert facts.changed == (f"one {versions[0].version}",)
     assert facts.changed_bits is None
-    assert "1 of 1 other versions changed" in facts.verdict
+    assert "1 of 1 earlier tasks changed" in facts.verdict
     assert "1 of 2 versions no longer compute" in _text(facts)
 
 

@@ -221,16 +221,24 @@ def _verdict(ready: Sequence[Version], changed: Sequence[str], capacity: Capacit
         parts.append(f"{_percent(metrics.test_top1)} test")
     elif metrics.val_top1 is not None:
         parts.append(f"{_percent(metrics.val_top1)} validation")
-    others = [version for version in ready if version.version != newest.version]
-    lost = [name for name in changed if not name.endswith(newest.version)]
-    parts.append(f"{len(lost)} of {len(others)} other versions changed")
-    if len(lost) < len(changed):
+    parts.append(_forgotten(ready, changed))
+    if f"{newest.task} {newest.version}" in changed:
         parts.append("it is itself not what it was when it was made")
     parts.append(f"{_percent(capacity.share)} capacity left")
     if capacity.free:
         left = capacity.tasks_left(rate)
         parts.append(f"about {left} task{'s' * (left != 1)} left at this rate")
     return f"{newest.task}: {', '.join(parts)}"
+
+
+def _forgotten(ready: Sequence[Version], changed: Sequence[str]) -> str:
+    """How many tasks of before the newest version changed; how many versions, where tasks have several."""
+    newest = ready[-1]
+    earlier = [version for version in ready if version.version != newest.version]
+    lost = [version for version in earlier if f"{version.task} {version.version}" in changed]
+    tasks, lost_tasks = ({version.task for version in some} - {newest.task} for some in (earlier, lost))
+    text = f"{len(lost_tasks)} of {len(tasks)} earlier tasks changed"
+    return text if len(tasks) == len(earlier) else f"{text} ({len(lost)} of {len(earlier)} earlier versions)"
 
 
 def _rate(history: History, versions: Sequence[Version]) -> float:
