@@ -178,6 +178,31 @@ def test_the_verdict_counts_tasks_and_beside_them_versions_where_a_task_has_seve
     assert ", 0 of 2 earlier tasks changed (0 of 4 earlier versions), " in gather(store).verdict
 
 
+def test_tasks_that_share_equally_leave_room_for_the_rest_of_them(tmp_path):
+    data = shapes(tmp_path / "shapes.npz")
+    with new_store(tmp_path / "store") as store:
+        for done, task in enumerate(("one", "two"), 1):
+            report = train(store, task, data, quick(prune="equal:3", epochs=1, batch_size=30))
+            facts = gather(store)
+            assert (facts.turn, facts.tasks_left) == ((done, 3), 3 - done) == ((done, 3), report.tasks_left)
+        assert facts.verdict.endswith("capacity left, 1 task left of 3 equal ones")
+        assert "1 more packnet task of 3 that share equally" in " ".join(_text(facts).split())
+        store.delete_task("two")
+        assert gather(store).tasks_left == 2
+        train(store, "two", data, quick(epochs=1, batch_size=30))
+        assert (gather(store).turn, gather(store).rate) == (None, 0.75)
+
+
+def test_a_task_that_took_nothing_is_no_measure_of_what_is_left(store):
+    before = gather(store)
+    data = shapes(store.path.parent / "more.npz")
+    report = train(store, "three", data, quick(on="one", train_layers="head", epochs=1, batch_size=30))
+    facts = gather(store)
+    assert (report.claimed, report.prune) == (0, 0.0)
+    assert (facts.rate, facts.tasks_left) == (before.rate, before.tasks_left)
+    assert facts.rate > 0
+
+
 def test_weights_per_layer_are_the_backbones_the_claims_and_the_free(store):
     facts = gather(store)
     version = store.resolve("one").version

@@ -11,11 +11,10 @@ from typing import Any
 
 from masks_store import Backbone, Store, Version, shown_version
 
-from ..capacity import Capacity, capacity_of
-from ..prune import DEFAULT_PRUNE
 from ..results import Row
 from .confusion import Confusion, confusion_of
 from .history import History, Run, read_history
+from .room import Room, room_of, told_left
 from .weights import count_used, examine, sharing
 
 
@@ -113,8 +112,7 @@ class Facts:
         arch, image_size, keep, backbone: see the backbone's manifest; `backbone` is its digest.
         backbone_bytes: of its file.
         free, total: shared weights.
-        tasks_left: further packnet tasks at `rate`; None in a store of which nothing is ever free.
-        rate: the share that each gives back: the last packnet run's, else the default.
+        tasks_left, rate, turn: see `Room`.
         layers, owners, tasks: see there; tasks by name.
         sharing: see `weights.sharing`; its rows and columns are the tasks of `shared`, in the order of registration.
         compared: versions whose digest was computed anew.
@@ -140,6 +138,7 @@ class Facts:
     total: int
     tasks_left: int | None
     rate: float
+    turn: tuple[int, int] | None
     layers: tuple[Layer, ...]
     owners: tuple[Owner, ...]
     tasks: tuple[TaskFacts, ...]
@@ -177,8 +176,7 @@ def gather(store: Store) -> Facts:
     tasks = tuple(
         _task(store, v, versions, history, count_used(used[v.version]) if v.version in used else None) for v in shown
     )
-    capacity = capacity_of(store.capacity_left().values())
-    rate = _rate(history, versions)
+    room = room_of(store, versions, history)
     manifest = store.backbone.manifest
     return Facts(
         schema=1,
@@ -186,16 +184,17 @@ def gather(store: Store) -> Facts:
         store=store.path.resolve().name,
         made=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
         taskpack=library_version("taskpack"),
-        verdict=_verdict(ready, changed, capacity, rate),
+        verdict=_verdict(ready, changed, room),
         arch=manifest.arch,
         image_size=manifest.image_size,
         keep=manifest.keep,
         backbone=store.backbone_digest,
         backbone_bytes=len(store.artifact_bytes(store.backbone_digest)),
-        free=capacity.free,
-        total=capacity.total,
-        tasks_left=None if _never_free(store) else capacity.tasks_left(rate),
-        rate=rate,
+        free=room.free,
+        total=room.total,
+        tasks_left=room.tasks_left,
+        rate=room.rate,
+        turn=room.turn,
         layers=_layers(store),
         owners=_owners(store, versions),
         tasks=tasks,
@@ -210,10 +209,10 @@ def gather(store: Store) -> Facts:
     )
 
 
-def _verdict(ready: Sequence[Version], changed: Sequence[str], capacity: Capacity, rate: float) -> str:
+def _verdict(ready: Sequence[Version], changed: Sequence[str], room: Room) -> str:
     """The newest task's accuracy, what became of the others, and the room that is left."""
     if not ready:
-        return f"no tasks yet, {_percent(capacity.share)} of the shared weights free"
+        return f"no tasks yet, {_percent(room.share)} of the shared weights free"
     newest = ready[-1]
     metrics = newest.manifest.metrics
     parts: list[str] = []
@@ -224,10 +223,8 @@ def _verdict(ready: Sequence[Version], changed: Sequence[str], capacity: Capacit
     parts.append(_forgotten(ready, changed))
     if f"{newest.task} {newest.version}" in changed:
         parts.append("it is itself not what it was when it was made")
-    parts.append(f"{_percent(capacity.share)} capacity left")
-    if capacity.free:
-        left = capacity.tasks_left(rate)
-        parts.append(f"about {left} task{'s' * (left != 1)} left at this rate")
+    parts.append(f"{_percent(room.share)} capacity left")
+    parts += [told] if (told := told_left(room)) else []
     return f"{newest.task}: {', '.join(parts)}"
 
 
@@ -239,17 +236,6 @@ def _forgotten(ready: Sequence[Version], changed: Sequence[str]) -> str:
     tasks, lost_tasks = ({version.task for version in some} - {newest.task} for some in (earlier, lost))
     text = f"{len(lost_tasks)} of {len(tasks)} earlier tasks changed"
     return text if len(tasks) == len(earlier) else f"{text} ({len(lost)} of {len(earlier)} earlier versions)"
-
-
-def _rate(history: History, versions: Sequence[Version]) -> float:
-    """What the newest packnet version that has a run gave back."""
-    prunes = {run.version: run.prune for run in history.runs if run.prune is not None}
-    known = [prunes[version.version] for version in versions if version.version in prunes]
-    return known[-1] if known else DEFAULT_PRUNE
-
-
-def _never_free(store: Store) -> bool:
-    return all(bool(kept.all()) for kept in store.backbone.kept.values())
 
 
 def _layers(store: Store) -> tuple[Layer, ...]:

@@ -30,6 +30,8 @@ class Run:
         task, method: what was trained.
         data: digest of the source and its split.
         prune: share that was given back; None where nothing was taken, or it was still to be chosen.
+        turn: t and T of the t-th of T tasks that share equally (`--prune equal:T`); None for another share.
+        claimed: shared weights that it took; None for a run that is not finished, or does not say.
         finished: whether it came to its end.
         version: digest of the artifact; None for a run that is not finished, or makes none.
         val_top1, test_top1: of the finished artifact.
@@ -43,6 +45,8 @@ class Run:
     method: str
     data: str
     prune: float | None
+    turn: tuple[int, int] | None
+    claimed: int | None
     finished: bool
     version: str | None
     val_top1: float | None
@@ -107,6 +111,8 @@ def _run(path: Path) -> Run:
         method=str(settings["method"]),
         data=str(settings["data"]),
         prune=_share(report.get("prune", settings["prune"])),
+        turn=_turn(settings.get("turn")),
+        claimed=int(report["claimed"]) if report.get("claimed") is not None else None,
         finished=bool(report),
         version=str(report["version"]) if report and report["version"] is not None else None,
         val_top1=_number(report["val_top1"]) if report else None,
@@ -145,6 +151,13 @@ def _comparison(path: Path) -> list[Compared]:
 def _share(value: Any) -> float | None:
     """A share; None for a word, such as `auto`, which says how one is chosen."""
     return None if isinstance(value, str) else _number(value)
+
+
+def _turn(value: Any) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    turn, tasks = value
+    return int(turn), int(tasks)
 
 
 def _number(value: Any) -> float | None:
