@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as library_version
 from typing import Any
 
-from masks_store import Backbone, Store, Version, shown_version
+from torch import Tensor
+
+from masks_store import Backbone, Store, Version, shown_version, units_of
 
 from ..results import Row
+from ..unit_use import UnitUse
 from .confusion import Confusion, confusion_of
 from .history import History, Run, read_history
 from .room import Room, room_of, told_left
@@ -31,12 +34,13 @@ class Layer:
 
 @dataclass(frozen=True)
 class Owner:
-    """A version that took free weights, in the order of registration."""
+    """A version that took free weights, in the order of registration; `units` that these make, in a store of units."""
 
     version: str
     task: str
     state: str
     weights: int
+    units: int | None
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,8 @@ class Facts:
         arch, image_size, keep, backbone: see the backbone's manifest; `backbone` is its digest.
         backbone_bytes: of its file.
         free, total: shared weights.
-        tasks_left, rate, turn: see `Room`.
+        capacity: what tasks take: `weights` or `units`.
+        tasks_left, rate, turn, taker, units: see `Room`.
         layers, owners, tasks: see there; tasks by name.
         sharing: see `weights.sharing`; its rows and columns are the tasks of `shared`, in the order of registration.
         compared: versions whose digest was computed anew.
@@ -136,9 +141,12 @@ class Facts:
     backbone_bytes: int
     free: int
     total: int
+    capacity: str
     tasks_left: int | None
-    rate: float
+    rate: float | None
     turn: tuple[int, int] | None
+    taker: str | None
+    units: tuple[UnitUse, ...]
     layers: tuple[Layer, ...]
     owners: tuple[Owner, ...]
     tasks: tuple[TaskFacts, ...]
@@ -176,7 +184,7 @@ def gather(store: Store) -> Facts:
     tasks = tuple(
         _task(store, v, versions, history, count_used(used[v.version]) if v.version in used else None) for v in shown
     )
-    room = room_of(store, versions, history)
+    room, layers = room_of(store, versions, history), _layers(store)
     manifest = store.backbone.manifest
     return Facts(
         schema=1,
@@ -190,12 +198,15 @@ def gather(store: Store) -> Facts:
         keep=manifest.keep,
         backbone=store.backbone_digest,
         backbone_bytes=len(store.artifact_bytes(store.backbone_digest)),
-        free=room.free,
-        total=room.total,
+        free=sum(layer.free for layer in layers),
+        total=sum(layer.weights for layer in layers),
+        capacity=room.of,
         tasks_left=room.tasks_left,
         rate=room.rate,
         turn=room.turn,
-        layers=_layers(store),
+        taker=room.taker,
+        units=room.units,
+        layers=layers,
         owners=_owners(store, versions),
         tasks=tasks,
         shared=tuple(v.task for v in ready if v.version in used),
@@ -212,7 +223,7 @@ def gather(store: Store) -> Facts:
 def _verdict(ready: Sequence[Version], changed: Sequence[str], room: Room) -> str:
     """The newest task's accuracy, what became of the others, and the room that is left."""
     if not ready:
-        return f"no tasks yet, {_percent(room.share)} of the shared weights free"
+        return f"no tasks yet, {_percent(room.share)} of the {'units' if room.of == 'units' else 'shared weights'} free"
     newest = ready[-1]
     metrics = newest.manifest.metrics
     parts: list[str] = []
@@ -223,7 +234,8 @@ def _verdict(ready: Sequence[Version], changed: Sequence[str], room: Room) -> st
     parts.append(_forgotten(ready, changed))
     if f"{newest.task} {newest.version}" in changed:
         parts.append("it is itself not what it was when it was made")
-    parts.append(f"{_percent(room.share)} capacity left")
+    units = f" ({room.free:,} of {room.total:,} units)" if room.of == "units" else ""
+    parts.append(f"{_percent(room.share)} capacity left{units}")
     parts += [told] if (told := told_left(room)) else []
     return f"{newest.task}: {', '.join(parts)}"
 
@@ -252,11 +264,17 @@ def _layers(store: Store) -> tuple[Layer, ...]:
 
 
 def _owners(store: Store, versions: Sequence[Version]) -> tuple[Owner, ...]:
-    return tuple(
-        Owner(v.version, v.task, v.state, sum(int(mask.sum()) for mask in store.claim(v.version).values()))
-        for v in versions
-        if v.holds_claim
-    )
+    return tuple(_owner(store, version) for version in versions if version.holds_claim)
+
+
+def _owner(store: Store, version: Version) -> Owner:
+    claim = store.claim(version.version)
+    units = _count(units_of(store.backbone.units, claim)) if store.capacity == "units" else None
+    return Owner(version.version, version.task, version.state, _count(claim), units)
+
+
+def _count(masks: Mapping[str, Tensor]) -> int:
+    return sum(int(mask.sum()) for mask in masks.values())
 
 
 def _task(store: Store, version: Version, versions: Sequence[Version], history: History, used: int | None) -> TaskFacts:

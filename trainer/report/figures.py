@@ -117,12 +117,13 @@ def _accuracy(tasks: Sequence[TaskFacts], theme: Theme) -> Figure:
 
 
 def _capacity(facts: Facts, theme: Theme) -> Figure:
-    figure, axes = _rows(len(facts.layers))
-    shares = [layer.free / layer.weights for layer in facts.layers]
+    shares = _free_shares(facts)
+    units = [f"{_short(use.layer, 40)} ({use.units:,})" for use in facts.units]
+    figure, axes = _rows(len(shares))
     axes.barh(range(len(shares)), shares, color="C0", height=0.7)
-    _name_rows(axes, _layer_names(facts))
+    _name_rows(axes, units or _layer_names(facts))
     axes.set_xlim(0, 1)
-    axes.set_xlabel("free weights of each layer")
+    axes.set_xlabel(f"free {facts.capacity} of each layer")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     return figure
 
@@ -269,9 +270,10 @@ def _accuracy_alt(tasks: Sequence[TaskFacts]) -> str:
 
 
 def _capacity_alt(facts: Facts) -> str:
-    shares = [layer.free / layer.weights for layer in facts.layers]
+    shares = _free_shares(facts)
     return (
-        f"Bars: the free part of each of {len(shares)} layers, from {_percent(min(shares))} to {_percent(max(shares))}."
+        f"Bars: the free part of the {facts.capacity} of each of {len(shares)} layers, from {_percent(min(shares))} to "
+        f"{_percent(max(shares))}."
     )
 
 
@@ -380,6 +382,13 @@ def _name_rows(axes: Axes, names: Sequence[str]) -> None:
 def _legend_above(figure: Figure, abreast: int = 4) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=min(abreast, len(labels)), fontsize=9)
+
+
+def _free_shares(facts: Facts) -> list[float]:
+    """The free part of each layer: of its units in a store of units, else of its weights."""
+    if facts.units:
+        return [use.free / use.units for use in facts.units]
+    return [layer.free / layer.weights for layer in facts.layers]
 
 
 def _layer_names(facts: Facts) -> list[str]:

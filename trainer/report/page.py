@@ -39,6 +39,8 @@ def render(facts: Facts, pictures: Mapping[str, Picture]) -> str:
         pictures=pictures,
         classes_of={task.task: _class_names(task) for task in facts.tasks},
         confusions=[_confusion(task) for task in facts.tasks if task.confusion],
+        free_units=sum(use.free for use in facts.units),
+        all_units=sum(use.units for use in facts.units),
         separate=sum(task.network_bytes for task in facts.tasks),
         together=facts.backbone_bytes + sum(task.bytes for task in facts.tasks),
         most_classes=MOST_CLASSES,
