@@ -13,8 +13,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from .confusion import MOST_CLASSES, MOST_PAIRS, matrix, worst_pairs
+from .drawing import human_bytes
 from .facts import Facts, TaskFacts
-from .figures import Picture, human_bytes
+from .figures import Picture
 
 SHOWN_CLASSES = 12
 
