@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
+import json
 import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from masks_store import Store, create, free_unit_counts
 from tests import zoo
@@ -15,6 +19,7 @@ from trainer.pipeline import train
 from trainer.report.facts import Facts, gather
 from trainer.report.figures import draw_all
 from trainer.report.page import render
+from trainer.sparsify import kept_of
 
 from .pages import Page, text_of
 from .rig import SIZE, quick, shapes
@@ -111,6 +116,53 @@ def test_what_is_free_is_what_is_free_now_whatever_the_runs_say(store):
     assert alone.taker == "one"
     assert sum(use.free for use in alone.units) > sum(use.free for use in before.units)
     assert alone.verdict.endswith(verdict_end(alone))
+
+
+def test_the_scan_for_the_threshold_is_in_the_runs_report_and_on_the_page(made, store):
+    facts, reports = gather(store), {report.task: report for report in made[1]}
+    text = text_of(facts)
+    for task in facts.tasks:
+        report, curve = reports[task.task], task.prune
+        assert report.run is not None
+        told = json.loads((store.runs / Path(report.run).name / "report.json").read_text())
+        assert curve is not None
+        assert told["scan"] == [dataclasses.asdict(candidate) for candidate in report.scan]
+        assert curve.scan == report.scan == Report.from_json(told).scan
+        kept = kept_of(curve.scan)
+        assert kept.units == sum(use.new + use.reused for use in report.units)
+        assert curve.scan[0].units == kept.units + sum(gated(made[1], report))
+        assert curve.share == 1 - kept.units / curve.scan[0].units
+        assert curve.pruned == pytest.approx(kept.val_top1, abs=1e-6)  # results.csv has six digits
+        assert curve.retrained is None  # as there is no --finetune
+        assert f"{task.task}: threshold {kept.threshold:.4g}, {kept.units} of {curve.scan[0].units} units, " in text
+    assert any(not candidate.accepted for candidate in reports["one"].scan)
+    pictures = draw_all(facts)
+    assert {"pruning", "scan"} <= pictures.keys()
+    for png in pictures["scan"].png.values():
+        Image.open(io.BytesIO(png)).verify()
+
+
+def gated(reports: list[Report], report: Report) -> list[int]:
+    """Per layer, the units that were there for a task of the chain and that it does not use."""
+    before = reports[: reports.index(report)]
+    owned = [sum(uses) for uses in zip(*([use.new for use in one.units] for one in before), strict=True)]
+    return [use.free + (owned[n] if owned else 0) - use.reused for n, use in enumerate(report.units)]
+
+
+def test_runs_without_a_scan_are_read_and_damaged_ones_are_told(made, store):
+    """Runs of before the scan was kept; and one whose file was altered."""
+    refused = {"threshold": 1.0, "val_top1": 0.5, "units": 3, "accepted": False}
+    for report, scan in zip(made[1], (None, [refused]), strict=True):
+        folder = store.runs / Path(report.run).name
+        told = json.loads((folder / "report.json").read_text())
+        del told["scan"]
+        (folder / "report.json").write_text(json.dumps(told | ({} if scan is None else {"scan": scan})))
+    facts = gather(store)
+    assert [task.prune for task in facts.tasks] == [None, None]
+    assert facts.tasks[0].rows
+    assert len(facts.faults) == 1
+    assert "cannot be read (the scan for a threshold does not begin with the network before it)" in facts.faults[0]
+    assert draw_all(facts).keys() >= {"accuracy", "curves"}
 
 
 @pytest.mark.parametrize("method", ["clr", "linear"])

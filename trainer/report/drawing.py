@@ -7,6 +7,7 @@ what is nobody's. matplotlib is imported only here and in `figures`, and never i
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +17,13 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 WIDTH, DPI = 9.0, 120
 ROW = 0.24  # inches that a line of text takes
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo", "+++", "|||")
 LONGEST_LABEL = 28
+ABREAST = 4
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,22 @@ def row_figure(count: int, *, legend: bool = False, extra: float = 0.0) -> tuple
     axes = figure.add_subplot()
     axes.grid(False, axis="y")
     return figure, axes
+
+
+def panel_figure(titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
+    """Small multiples with one axis of percents: a panel for each title, at most `ABREAST` in a row."""
+    abreast = min(ABREAST, len(titles))
+    down = math.ceil(len(titles) / abreast)
+    figure = Figure(figsize=(WIDTH if abreast > 2 else 4.2 * abreast, 2.1 * down + 0.7), layout="constrained")
+    panels: list[Axes] = list(figure.subplots(down, abreast, sharey=True, squeeze=False).flat)
+    for axes in panels[len(titles) :]:
+        axes.set_visible(False)
+    for axes, title in zip(panels, titles, strict=False):
+        axes.set_title(short(title, 22), fontsize=10)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.tick_params(labelsize=8)
+    return figure, panels[: len(titles)]
 
 
 def name_rows(axes: Axes, names: Sequence[str]) -> None:

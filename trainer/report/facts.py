@@ -14,6 +14,7 @@ from torch import Tensor
 from masks_store import Backbone, Store, Version, shown_version, units_of
 
 from ..results import Row
+from ..sparsify import Candidate, kept_of
 from ..unit_use import UnitUse
 from .confusion import Confusion, confusion_of
 from .history import History, Run, read_history
@@ -55,13 +56,21 @@ class Baseline:
 
 @dataclass(frozen=True)
 class PruneCurve:
-    """Validation accuracy before pruning, right after, and after retraining; (share, accuracy) of what was tried."""
+    """Validation accuracy before pruning, right after, and after retraining.
+
+    Attributes:
+        share: of the weights that the task took, given back; of clnp, of the units that there were for it, gated.
+        before, pruned, retrained: accuracies; `retrained` is None where nothing was.
+        trials: (share, accuracy) of what was tried.
+        scan: of clnp, the thresholds that were tried.
+    """
 
     share: float
     before: float
     pruned: float
-    retrained: float
+    retrained: float | None
     trials: tuple[tuple[float, float], ...]
+    scan: tuple[Candidate, ...]
 
 
 @dataclass(frozen=True)
@@ -329,14 +338,16 @@ def _baselines(version: Version, history: History) -> tuple[Baseline, ...]:
 def _prune_curve(run: Run) -> PruneCurve | None:
     """From a run whose last phase began with what was pruned, its epoch 0, after a first that trained it."""
     start = max((n for n, row in enumerate(run.rows) if n and row.epoch == 0), default=None)
-    if start is None or run.prune is None:
+    share = 1 - kept_of(run.scan).units / run.scan[0].units if run.scan else run.prune
+    if start is None or share is None:
         return None
     return PruneCurve(
-        share=run.prune,
+        share=share,
         before=max(row.val_top1 for row in run.rows if row.phase == run.rows[0].phase),
         pruned=run.rows[start].val_top1,
-        retrained=max(row.val_top1 for row in run.rows[start:]),
+        retrained=max(row.val_top1 for row in run.rows[start:]) if run.rows[start + 1 :] else None,
         trials=run.trials,
+        scan=run.scan,
     )
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
+from ..sparsify import kept_of
 from .drawing import (
     COLOURS,
     ROW,
@@ -23,16 +24,16 @@ from .drawing import (
     legend_above,
     looks,
     name_rows,
+    panel_figure,
     percent,
     row_figure,
     short,
     to_png,
 )
-from .facts import Facts, TaskFacts
+from .facts import Facts, PruneCurve, TaskFacts
 
 MARKS = ("D", "s", "^", "v", "P", "X", "*", "<", ">", "h")
 NUMBERED = 12  # tasks up to which the sharing matrix has a number in every cell
-CURVES_ABREAST = 4
 ALT_NAMES = 8
 
 
@@ -57,6 +58,7 @@ def draw_all(facts: Facts) -> dict[str, Picture]:
     measured = [task for task in facts.tasks if task.val_top1 is not None or task.test_top1 is not None]
     curves = [task for task in facts.tasks if task.rows]
     pruned = [task for task in facts.tasks if task.prune]
+    scanned = [task for task in facts.tasks if task.prune and task.prune.scan]
     wanted: list[tuple[str, bool, str, Callable[[Theme], Figure]]] = [
         ("accuracy", bool(measured), _accuracy_alt(measured), lambda theme: _accuracy(measured, theme)),
         ("capacity", True, _capacity_alt(facts), lambda theme: _capacity(facts, theme)),
@@ -65,6 +67,7 @@ def draw_all(facts: Facts) -> dict[str, Picture]:
         ("bytes", bool(facts.tasks), _bytes_alt(facts), lambda theme: _bytes(facts.tasks, theme)),
         ("curves", bool(curves), _curves_alt(curves), lambda theme: _curves(curves, theme)),
         ("pruning", bool(pruned), _pruning_alt(pruned), lambda theme: _pruning(pruned, theme)),
+        ("scan", bool(scanned), _scan_alt(scanned), lambda theme: _scan(scanned, theme)),
     ]
     for name, there, alt, draw in wanted:
         if there:
@@ -185,13 +188,8 @@ def _bytes(tasks: Sequence[TaskFacts], theme: Theme) -> Figure:
 
 def _curves(tasks: Sequence[TaskFacts], theme: Theme) -> Figure:
     """Small multiples: accuracy by epoch, a line where a phase begins."""
-    abreast = min(CURVES_ABREAST, len(tasks))
-    down = math.ceil(len(tasks) / abreast)
-    figure = Figure(figsize=(WIDTH if abreast > 2 else 4.2 * abreast, 2.1 * down + 0.7), layout="constrained")
-    grid = figure.subplots(down, abreast, sharey=True, squeeze=False)
-    for axes in grid.flat[len(tasks) :]:
-        axes.set_visible(False)
-    for axes, task in zip(grid.flat, tasks, strict=False):
+    figure, panels = panel_figure([task.task for task in tasks])
+    for axes, task in zip(panels, tasks, strict=True):
         epochs = _epochs(task)
         trained = [
             (epoch, row.train_top1) for epoch, row in zip(epochs, task.rows, strict=True) if row.train_top1 is not None
@@ -202,13 +200,9 @@ def _curves(tasks: Sequence[TaskFacts], theme: Theme) -> Figure:
             if row.phase != before.phase:
                 begins = epoch if row.epoch == 0 else epoch - 0.5
                 axes.axvline(begins, color=theme.quiet, linewidth=1, linestyle=":")
-        axes.set_title(short(task.task, 22), fontsize=10)
         axes.set_ylim(0, 1.02)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.tick_params(labelsize=8)
     figure.supxlabel("epoch", fontsize=10)
-    first = grid.flat[0]
+    first = panels[0]
     first.plot([], [], color="C0", marker=".", label="validation")
     first.plot([], [], "--", color="C1", marker=".", label="training, augmented")
     first.plot([], [], ":", color=theme.quiet, label="next phase")
@@ -221,21 +215,55 @@ def _pruning(tasks: Sequence[TaskFacts], theme: Theme) -> Figure:
     for place, task in enumerate(tasks):
         curve = task.prune
         assert curve is not None
-        axes.plot([curve.pruned, max(curve.before, curve.retrained)], [place, place], color=theme.line, zorder=1)
-        axes.plot(curve.before, place, "s", color="C1", markersize=8, zorder=2)
-        axes.plot(curve.pruned, place, "v", color="C3", markersize=8, zorder=3)
-        axes.plot(curve.retrained, place, "o", color="C0", markersize=6, zorder=4)
+        tried = [top1 for _, top1 in curve.trials] + [one.val_top1 for one in curve.scan[1:]]
+        ends = [curve.before, curve.pruned, *tried, *([] if curve.retrained is None else [curve.retrained])]
+        axes.plot([min(ends), max(ends)], [place, place], color=theme.line, zorder=1)
+        axes.plot(tried, [place] * len(tried), "|", color=theme.quiet, markersize=10, zorder=2)
+        axes.plot(curve.before, place, "s", color="C1", markersize=8, zorder=3)
+        axes.plot(curve.pruned, place, "v", color="C3", markersize=8, zorder=4)
+        if curve.retrained is not None:
+            axes.plot(curve.retrained, place, "o", color="C0", markersize=6, zorder=5)
     for mark, colour, label in (
         ("s", "C1", "before pruning"),
         ("v", "C3", "right after"),
         ("o", "C0", "after retraining"),
+        ("|", theme.quiet, "tried"),
     ):
         axes.plot([], [], mark, color=colour, label=label)
-    name_rows(axes, [f"{short(task.task)} (gives back {100 * task.prune.share:.0f} %)" for task in tasks if task.prune])
+    name_rows(axes, [f"{short(task.task)} ({_pruned(task.prune)})" for task in tasks if task.prune])
     axes.set_xlabel("accuracy on the validation split")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     legend_above(figure)
     return figure
+
+
+def _scan(tasks: Sequence[TaskFacts], theme: Theme) -> Figure:
+    """Small multiples: accuracy by the units that each threshold leaves, upwards in thresholds from left to right."""
+    figure, panels = panel_figure([task.task for task in tasks])
+    for axes, task in zip(panels, tasks, strict=True):
+        assert task.prune is not None
+        scan, kept = task.prune.scan, kept_of(task.prune.scan)
+        axes.plot([one.units for one in scan], [one.val_top1 for one in scan], color=theme.quiet, marker=".", zorder=2)
+        axes.plot(kept.units, kept.val_top1, "o", color="C0", markersize=8, zorder=4)
+        refused = [one for one in scan if not one.accepted]
+        axes.plot([one.units for one in refused], [one.val_top1 for one in refused], "X", color="C3", zorder=3)
+        axes.axhline(scan[0].val_top1, color=theme.quiet, linewidth=1, linestyle=":", zorder=1)
+        axes.invert_xaxis()
+        axes.margins(y=0.15)
+    figure.supxlabel("units that stay active", fontsize=10)
+    first = panels[0]
+    first.plot([], [], color=theme.quiet, marker=".", label="validation accuracy at a threshold")
+    first.plot([], [], "o", color="C0", markersize=8, label="kept")
+    first.plot([], [], "X", color="C3", label="costs more than the margin")
+    first.plot([], [], ":", color=theme.quiet, label="all units")
+    legend_above(figure)
+    return figure
+
+
+def _pruned(curve: PruneCurve) -> str:
+    if not curve.scan:
+        return f"gives back {100 * curve.share:.0f} %"
+    return f"keeps {kept_of(curve.scan).units:,} of {curve.scan[0].units:,} units"
 
 
 # ---------------------------------------------------------------- in words
@@ -290,13 +318,20 @@ def _curves_alt(tasks: Sequence[TaskFacts]) -> str:
 
 
 def _pruning_alt(tasks: Sequence[TaskFacts]) -> str:
-    told = [
-        f"{task.task} {percent(curve.before)}, {percent(curve.pruned)}, {percent(curve.retrained)}"
-        for task in tasks
-        if (curve := task.prune)
-    ]
+    told: list[str] = []
+    for task in tasks:
+        assert task.prune is not None
+        accuracies = (task.prune.before, task.prune.pruned, task.prune.retrained)
+        told.append(f"{task.task} {', '.join(percent(top1) for top1 in accuracies if top1 is not None)}")
     more = f"; and {len(told) - ALT_NAMES} more" if len(told) > ALT_NAMES else ""
     return f"Validation accuracy before pruning, right after, after retraining: {'; '.join(told[:ALT_NAMES])}{more}."
+
+
+def _scan_alt(tasks: Sequence[TaskFacts]) -> str:
+    return (
+        f"Validation accuracy by the units that each threshold leaves active, a small panel for each of {len(tasks)} "
+        "tasks. The list below has the thresholds that were kept."
+    )
 
 
 # ---------------------------------------------------------------- parts

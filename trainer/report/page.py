@@ -12,6 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ..sparsify import kept_of
 from .confusion import MOST_CLASSES, MOST_PAIRS, matrix, worst_pairs
 from .drawing import human_bytes
 from .facts import Facts, TaskFacts
@@ -40,6 +41,7 @@ def render(facts: Facts, pictures: Mapping[str, Picture]) -> str:
         pictures=pictures,
         classes_of={task.task: _class_names(task) for task in facts.tasks},
         confusions=[_confusion(task) for task in facts.tasks if task.confusion],
+        kept_of=kept_of,
         free_units=sum(use.free for use in facts.units),
         all_units=sum(use.units for use in facts.units),
         separate=sum(task.network_bytes for task in facts.tasks),
