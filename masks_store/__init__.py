@@ -59,6 +59,7 @@ from .images import pixels as pixels
 from .images import resize_geometry as resize_geometry
 from .images import resize_short_side as resize_short_side
 from .inventory import first_method as first_method
+from .inventory import free_unit_counts as free_unit_counts
 from .inventory import shown_version as shown_version
 from .manifest import METHODS as METHODS
 from .manifest import BackboneManifest as BackboneManifest

@@ -74,7 +74,7 @@ def ls(store: str, as_json: bool) -> None:
 @click.argument("task")
 @_as_json
 def show(store: str, task: str, as_json: bool) -> None:
-    """Describe TASK: its versions, labels, classes, accuracy, lineage and sizes, and the free weights of STORE."""
+    """Describe TASK: its versions, labels, classes, accuracy, lineage and sizes, and what is free in STORE."""
     with _open(store) as opened:
         told = describe_task(opened, task)
     if as_json:
@@ -86,7 +86,7 @@ def show(store: str, task: str, as_json: bool) -> None:
         ("method", told["method"]),
         ("labels", labels or "none: no request without a version is answered"),
         ("classes", _class_names(told["classes"])),
-        ("free weights", _share(told["capacity"]["free"], told["capacity"]["total"])),
+        (f"free {told['capacity']['of']}", _share(told["capacity"]["free"], told["capacity"]["total"])),
     ]
     for name, value in facts:
         click.echo(f"{name:<13} {_printable(value)}")
@@ -257,11 +257,14 @@ def _version_facts(version: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _mask_sizes(masks: dict[str, int]) -> str:
+def _mask_sizes(masks: dict[str, Any]) -> str:
     if not masks["raw"]:
         return "none"
+    what = f"{masks['ones']:,} weights"
+    if masks["of"] == "units":
+        what = f"{masks['ones']:,} units, {masks['new']:,} of them new"
     return (
-        f"{masks['ones']:,} weights: {masks['raw']:,} bytes raw, {masks['coded']:,} coded, "
+        f"{what}: {masks['raw']:,} bytes raw, {masks['coded']:,} coded, "
         f"{masks['entropy_bound']:,} at the entropy bound of independent bits"
     )
 

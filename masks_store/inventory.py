@@ -8,8 +8,10 @@ from typing import Any
 from .bitmask import entropy_bound
 from .errors import StoreCorrupt
 from .manifest import MaskInfo
+from .methods.clnp import units_of
 from .records import Task, Version
 from .store import Store
+from .unit_claims import CLNP
 
 
 def list_tasks(store: Store) -> dict[str, Any]:
@@ -23,7 +25,9 @@ def list_tasks(store: Store) -> dict[str, Any]:
 
 
 def describe_task(store: Store, name: str) -> dict[str, Any]:
-    """One task: labels, versions with their lineage, accuracy, bytes and mask sizes, and the store's free weights.
+    """One task: labels, versions with their lineage, accuracy, bytes and mask sizes, and what is free in the store.
+
+    `capacity` counts what the store's tasks take, which its `of` says: `weights` or `units`.
 
     Raises:
         NotFound: no such task.
@@ -31,7 +35,6 @@ def describe_task(store: Store, name: str) -> dict[str, Any]:
     task = store.task(name)
     versions = store.versions(name)
     shown = shown_version(task, versions)
-    counts = store.capacity_left().values()
     return {
         "task": task.name,
         "method": shown.method,
@@ -39,8 +42,15 @@ def describe_task(store: Store, name: str) -> dict[str, Any]:
         "labels": dict(task.labels),
         "created": task.created.isoformat(),
         "versions": [_version(store, version) for version in versions],
-        "capacity": {"free": sum(free for free, _ in counts), "total": sum(total for _, total in counts)},
+        "capacity": _capacity(store),
     }
+
+
+def free_unit_counts(store: Store) -> dict[str, int]:
+    """Group -> units of which no version owns a weight, in the network's order."""
+    graph = store.backbone.units
+    taken = units_of(graph, {name: ~free for name, free in store.free_positions().items()})
+    return {group: int((~mask).sum()) for group, mask in taken.items()}
 
 
 def shown_version(task: Task, versions: list[Version]) -> Version:
@@ -88,9 +98,30 @@ def _version(store: Store, version: Version) -> dict[str, Any]:
         "classes": list(manifest.classes),
         "metrics": manifest.metrics.model_dump(mode="json"),
         "size": version.size,
-        "masks": _mask_bytes(store, version, manifest.claims),
+        "masks": _claim_sizes(store, version),
         "selection": _mask_bytes(store, version, manifest.selections),
     }
+
+
+def _capacity(store: Store) -> dict[str, Any]:
+    if store.capacity == "units":
+        free, sizes = free_unit_counts(store), store.backbone.units.sizes
+        return {"of": "units", "free": sum(free.values()), "total": sum(sizes.values())}
+    counts = store.capacity_left().values()
+    return {"of": "weights", "free": sum(free for free, _ in counts), "total": sum(total for _, total in counts)}
+
+
+def _claim_sizes(store: Store, version: Version) -> dict[str, Any]:
+    """Sizes of the masks that code a claim; `ones` counts weights or, of clnp, the units in use, each of them once."""
+    claims = version.manifest.claims
+    sizes = _mask_bytes(store, version, claims)
+    if version.method != CLNP:
+        return sizes
+    ones = {
+        kind: sum(info.ones for name, info in claims.items() if name.startswith(f"{kind}/"))
+        for kind in ("units", "new_units")
+    }
+    return {**sizes, "of": "units", "ones": ones["units"], "new": ones["new_units"]}
 
 
 def _lineage(store: Store, version: Version) -> list[dict[str, str]]:
@@ -99,10 +130,11 @@ def _lineage(store: Store, version: Version) -> list[dict[str, str]]:
     return [{"task": artifact.manifest.task, "version": artifact.version} for artifact in lineage]
 
 
-def _mask_bytes(store: Store, version: Version, masks: Mapping[str, MaskInfo]) -> dict[str, int]:
+def _mask_bytes(store: Store, version: Version, masks: Mapping[str, MaskInfo]) -> dict[str, Any]:
     """Sizes of some masks of a version together: one bit a position, as coded, and what no code can beat."""
     artifact = store.artifact(version.version)
     return {
+        "of": "weights",
         "raw": sum((info.bits + 7) // 8 for info in masks.values()),
         "coded": sum(artifact.tensors[name].numel() for name in masks),
         "entropy_bound": round(sum(entropy_bound(info.bits, info.ones) for info in masks.values())),

@@ -24,6 +24,7 @@ from masks_store import InvalidInput, write_file
 
 from .freeze import Trainable
 from .results import Row
+from .sparsify import Candidate
 
 _FORMAT = 3
 _KEY = "taskpack-checkpoint"
@@ -41,6 +42,7 @@ class Position:
         best_top1, best_loss, best_epoch: of the present phase, on the validation split; epoch 0 is the phase's start.
         stale: epochs since the best validation accuracy.
         rows: the results of the epochs that are done.
+        scan: the thresholds that clnp has tried.
     """
 
     phase: int = 0
@@ -56,6 +58,7 @@ class Position:
     best_epoch: int = -1
     stale: int = 0
     rows: list[Row] = field(default_factory=list[Row])
+    scan: list[Candidate] = field(default_factory=list[Candidate])
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         starts.setdefault(phase, {})[name] = tensor
     position = Position(**rest["position"])
     position.rows = [Row(**cast(dict[str, Any], row)) for row in position.rows]
+    position.scan = [Candidate(**cast(dict[str, Any], candidate)) for candidate in position.scan]
     return Checkpoint(
         position=position,
         network=groups["network"],

@@ -35,7 +35,7 @@ from .progress import Reporter, Tick
 from .ranks import fingerprint_of, follow_first, largest, require_equal, total
 from .regulariser import NONE, Regulariser
 from .results import Row
-from .sparsify import Bench
+from .sparsify import Bench, Candidate
 from .step import Gear, make_gear, train_step
 
 
@@ -71,12 +71,14 @@ class Trained:
         trainable: what trained in that.
         rows: of all epochs.
         hits: of each phase that was run, at its best.
+        scan: the thresholds that clnp tried.
     """
 
     network: Network
     trainable: Trainable
     rows: tuple[Row, ...]
     hits: Hits
+    scan: tuple[Candidate, ...] = ()
 
     @property
     def cpu_seconds(self) -> float:
@@ -150,8 +152,10 @@ class Loop:
             if phase is not None:
                 self._phase(phase, checkpoint)
             checkpoint = None
-            self.position = Position(phase=self.position.phase + 1, rows=self.position.rows)
-        return Trained(self.network, self.trainable, tuple(self.position.rows), self.hits)
+            done = self.position
+            self.position = Position(phase=done.phase + 1, rows=done.rows, scan=done.scan)
+        rows, scan = tuple(self.position.rows), tuple(self.position.scan)
+        return Trained(self.network, self.trainable, rows, self.hits, scan)
 
     def _phase(self, phase: Phase, checkpoint: Checkpoint | None) -> None:
         position, source = self.position, self._source(phase)
@@ -164,7 +168,7 @@ class Loop:
             if phase.start is not None:
                 self.network.load_state_dict(self.starts[phase.start])
             before = self.trainable if position.phase else None
-            self.method.before_phase(self._bench(source), self.plan, phase, self.network)
+            position.scan += self.method.before_phase(self._bench(source), self.plan, phase, self.network)
             entered = self.method.enter(self.ground, self.plan, phase, self.network, before)
             self.trainable = follow_first(self.fabric, self.network, entered)
         gear = make_gear(self.fabric, self.network, phase, self.trainable)

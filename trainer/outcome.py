@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from .prune import Trial
+from .sparsify import Candidate
 from .unit_use import UnitUse
 
 
@@ -42,6 +43,7 @@ class Report:
         units: per layer what a clnp task added and reused, and what is left; empty for the others.
         plan: the resolved settings.
         warnings: what the user should know.
+        scan: the thresholds that a clnp task tried for its units, upwards; empty for the others.
     """
 
     task: str
@@ -72,6 +74,7 @@ class Report:
     plan: dict[str, Any]
     warnings: tuple[str, ...] = ()
     units: tuple[UnitUse, ...] = ()
+    scan: tuple[Candidate, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The report as JSON types."""
@@ -79,9 +82,10 @@ class Report:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """Read what `as_json` gave; `cpu_seconds` is 0 where a version wrote it that did not count."""
+        """Read what `as_json` gave; `cpu_seconds` is 0 and `scan` empty where a version wrote it that kept neither."""
         typed: dict[str, Any] = {"cpu_seconds": 0.0, **fields}
         typed |= {name: tuple(fields[name]) for name in ("labels", "warnings")}
         typed["trials"] = tuple(Trial(**trial) for trial in fields["trials"])
         typed["units"] = tuple(UnitUse(**use) for use in fields["units"])
+        typed["scan"] = tuple(Candidate(**candidate) for candidate in fields.get("scan", ()))
         return cls(**typed)

@@ -404,6 +404,7 @@ def _report(
         plan=plan.as_json(),
         warnings=job.warnings,
         units=uses,
+        scan=trained.scan if trained else (),
     )
 
 

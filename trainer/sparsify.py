@@ -6,8 +6,8 @@ allows ends the scan, and the one before it is kept (METHODS §3).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -60,7 +60,24 @@ class Bench:
         return self.fabric.world_size if self.fabric else 1
 
 
-def sparsify(network: UnitNetwork, bench: Bench, margin: float) -> None:
+@dataclass(frozen=True)
+class Candidate:
+    """One threshold of the scan.
+
+    Attributes:
+        threshold: θ, a mean post-ReLU activation; None for the network before the scan, of which nothing is gated.
+        val_top1: validation accuracy with no other units than these, a fraction of 1.
+        units: that stay active, over all layers.
+        accepted: whether that loses no more than the margin; the last that was accepted is what the task keeps.
+    """
+
+    threshold: float | None
+    val_top1: float
+    units: int
+    accepted: bool
+
+
+def sparsify(network: UnitNetwork, bench: Bench, margin: float) -> tuple[Candidate, ...]:
     """Gate the units that the task can do without.
 
     Units that were never active are gated first. Where even that costs more than the margin, nothing is gated.
@@ -70,33 +87,45 @@ def sparsify(network: UnitNetwork, bench: Bench, margin: float) -> None:
         bench: its pictures.
         margin: how much validation accuracy may be lost, in points.
 
+    Returns:
+        What was tried, upwards, the whole network first. A threshold that gates what the one before it did is not
+        measured again and has its accuracy.
+
     Raises:
         Interrupted: `bench.stop` said so; what the network holds then is to be thrown away.
     """
     network.eval()
     activity = activities(network, bench)
     dense = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    best = kept_top1 = _top1(network, bench)
-    kept, kept_used, kept_threshold = dense, network.seen, None
+    best = _top1(network, bench)
+    kept, kept_used = dense, network.seen
+    tried = [Candidate(None, best, _count(network.seen), accepted=True)]
     for threshold in thresholds(activity, network.seen):
         used = active(activity, threshold, network.seen)
         if all(torch.equal(mask, kept_used[group]) for group, mask in used.items()):
-            kept_threshold = threshold
+            tried.append(replace(tried[-1], threshold=threshold))
             continue
         network.use(used, dense)
         estimate(network, bench)
         top1 = _top1(network.cut(), bench)  # equal, and cheaper from candidate to candidate
-        if 100 * (best - top1) > margin + 1e-9:
+        tried.append(Candidate(threshold, top1, _count(used), accepted=100 * (best - top1) <= margin + 1e-9))
+        if not tried[-1].accepted:
             break
         kept = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-        kept_used, kept_threshold, kept_top1 = used, threshold, top1
+        kept_used = used
     network.load_state_dict(kept)
-    seen, left = _count(network.seen), _count(network.used)
-    shown = "none" if kept_threshold is None else f"{kept_threshold:.4g}"
+    last = kept_of(tried)
+    shown = "none" if last.threshold is None else f"{last.threshold:.4g}"
     bench.say(
-        f"threshold {shown}: {left:,} of {seen:,} units stay active; "
-        f"validation {100 * best:.1f} % before, {100 * kept_top1:.1f} % after"
+        f"threshold {shown}: {last.units:,} of {tried[0].units:,} units stay active; "
+        f"validation {100 * best:.1f} % before, {100 * last.val_top1:.1f} % after"
     )
+    return tuple(tried)
+
+
+def kept_of(scan: Sequence[Candidate]) -> Candidate:
+    """The candidate that a scan ended with: the last that was accepted, and the first always is."""
+    return next(candidate for candidate in reversed(scan) if candidate.accepted)
 
 
 @torch.no_grad()

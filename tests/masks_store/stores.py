@@ -44,11 +44,11 @@ def artifact(
     Args:
         store: gives the backbone, and the lineage of `on`.
         name: the task's name.
-        method: packnet, piggyback, clr, bn or linear.
+        method: packnet, piggyback, clr, clnp, bn or linear.
         on: version it is built on.
         seed: of its values.
         avoid: leave the claims alone that are in the store.
-        share: part of the free weights that a packnet task claims.
+        share: part of the free weights that a packnet task claims, or of the free units that a clnp task adds.
         pick: part of its lineage's weights that a packnet task goes on seeing; None: all.
     """
     taken: list[Claim] = list(store.claims().values()) if avoid else []

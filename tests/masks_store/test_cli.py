@@ -14,10 +14,10 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from masks_store import Store, TaskpackError, bitmask, cli
+from masks_store import Store, TaskpackError, bitmask, cli, decode_units
 from tests import zoo
 
-from .stores import artifact, new_store, same_logits
+from .stores import artifact, backbone_file, new_store, same_logits
 
 COMMANDS: dict[str, click.Command] = {
     name: getattr(cli, name) for name in ("ls", "show", "export", "rm", "label", "verify")
@@ -123,7 +123,8 @@ def test_show_tells_raw_coded_and_entropy_bound_bytes_of_the_masks(store: Store)
         coded += tensors[name].nbytes
         bound += bitmask.entropy_bound(info.bits, info.ones)
         ones += info.ones
-    assert version["masks"] == {"raw": raw, "coded": coded, "entropy_bound": round(bound), "ones": ones}
+    sizes = {"raw": raw, "coded": coded, "entropy_bound": round(bound), "ones": ones}
+    assert version["masks"] == {"of": "weights", **sizes}
     assert f"{raw:,} bytes raw, {coded:,} coded, {round(bound):,} at the entropy bound of independent bits" in printed(
         "show", store.path, "owls"
     )
@@ -144,6 +145,27 @@ def test_show_tells_the_sizes_of_a_selection_beside_those_of_the_claim(store: St
         said = printed("show", store.path, "picks")
         assert f"{version[kind]['raw']:,} bytes raw, {version[kind]['coded']:,} coded" in said
     assert "selection" not in printed("show", store.path, "owls")
+
+
+def test_show_counts_the_units_of_a_clnp_task_once_and_the_free_units_of_its_store(tmp_path: Path):
+    with Store.create(tmp_path / "store", backbone_file(keep=0.0), capacity="units") as store:
+        graph = store.backbone.units
+        first = store.register(artifact(store, "first", "clnp", share=0.3), prober=same_logits).version
+        second = artifact(store, "second", "clnp", on=first.version, seed=1, share=0.3)
+        made = store.register(second, prober=same_logits).version
+        mine, below = (decode_units(store.artifact(v.version), graph) for v in (made, first))
+    used, new = (sum(int(mask.sum()) for mask in units.values()) for units in (mine.used, mine.new))
+    total = sum(graph.sizes.values())
+    free = total - new - sum(int(mask.sum()) for mask in below.new.values())
+    told, text = as_json("show", store.path, "second"), printed("show", store.path, "second")
+    masks = told["versions"][0]["masks"]
+    assert 0 < new < used
+    assert (masks["of"], masks["ones"], masks["new"]) == ("units", used, new)
+    assert masks["raw"] == sum(-(-info.bits // 8) for info in made.manifest.masks.values())
+    assert told["capacity"] == {"of": "units", "free": free, "total": total}
+    assert f"masks       {used} units, {new} of them new: {masks['raw']} bytes raw, " in text
+    assert f"free units    {free} of {total} ({100 * free / total:.1f}%)\n" in text
+    assert "weights" not in text
 
 
 def test_show_as_json_has_every_version_with_its_lineage(store: Store):

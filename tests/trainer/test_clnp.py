@@ -33,6 +33,7 @@ from masks_store import (
     view_of,
 )
 from trainer.backbone import init
+from trainer.checkpoint import read_checkpoint, write_checkpoint
 from trainer.cli import summary
 from trainer.config import check_settings
 from trainer.data import load_source
@@ -44,7 +45,7 @@ from trainer.methods import METHODS
 from trainer.pipeline import train
 from trainer.plan import make_fabric, make_plan, seeded
 from trainer.progress import Lines, Silent
-from trainer.sparsify import Bench, activities, estimate, sparsify
+from trainer.sparsify import Bench, Candidate, activities, estimate, kept_of, sparsify
 from trainer.unit_network import ChoosingNorm, UnitNetwork
 
 from ..tiny import TINY
@@ -275,13 +276,19 @@ def test_the_scan_keeps_the_last_candidate_before_the_first_that_costs_more_than
         return score(network, loop.source.splits["val"], bench.preprocess, CPU, 0).top1
 
     best, expected = top1(seen), seen
+    tried = [Candidate(None, best, 28, accepted=True)]
     for threshold in thresholds(activity, seen):
         units = active(activity, threshold, seen)
-        if 100 * (best - top1(units)) > margin:
+        found, count = top1(units), sum(int(mask.sum()) for mask in units.values())
+        tried.append(Candidate(threshold, found, count, accepted=100 * (best - found) <= margin))
+        if not tried[-1].accepted:
             break
         expected = units
     network.load_state_dict(dense)
-    sparsify(network, bench, margin)
+    scan = sparsify(network, bench, margin)
+    assert scan == tuple(tried)
+    assert [candidate.accepted for candidate in scan] == [True] * (len(scan) - 1) + [False]
+    assert kept_of(scan).units == sum(int(mask.sum()) for mask in network.used.values())
     assert {g: m.tolist() for g, m in network.used.items()} == {g: m.tolist() for g, m in expected.items()}
     columns = network.graph.features_of(network.used, network.head.in_features)
     assert not network.head.weight.detach()[:, ~columns].view(torch.int32).any(), "+0.0 outside the units in use"
@@ -496,14 +503,18 @@ def test_a_run_stopped_in_training_in_the_scan_or_after_it_resumes_to_the_same_b
             return loop.run(checkpoint)
 
     whole = Kept()
-    expected = state_bits(run(whole.keeper()).network.state_dict())
+    uninterrupted = run(whole.keeper())
+    expected = state_bits(uninterrupted.network.state_dict())
+    assert len(uninterrupted.scan) > 1
     steps = 4  # two epochs of two, then each candidate of the scan asks, then each step of the fine-tuning
     for stop_after in {1, steps, steps + 2, whole.steps - 1}:
         kept = Kept(stop_after)
         with pytest.raises(Interrupted):
             run(kept.keeper())
-        again = run(Kept().keeper(), kept.checkpoints[-1])
+        write_checkpoint(tmp_path / "checkpoint", kept.checkpoints[-1])
+        again = run(Kept().keeper(), read_checkpoint(tmp_path / "checkpoint"))
         assert state_bits(again.network.state_dict()) == expected, stop_after
+        assert again.scan == uninterrupted.scan, stop_after
 
 
 # ---------------------------------------------------------------- what is refused, and what stands on it

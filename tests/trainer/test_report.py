@@ -7,7 +7,6 @@ import itertools
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +25,12 @@ from trainer.predictions import Predictions, from_csv
 from trainer.predictions import as_csv as predictions_csv
 from trainer.report import write_report
 from trainer.report.confusion import MOST_PAIRS, confusion_of, matrix, worst_pairs
-from trainer.report.facts import Facts, gather
+from trainer.report.facts import gather
 from trainer.report.history import read_history
 from trainer.report.page import render
 from trainer.report.weights import count_used, pack_used, sharing
 
+from .pages import Page, text_of
 from .rig import new_store, quick, shapes
 
 HOSTILE = '<script>alert("1")</script>'
@@ -73,41 +73,8 @@ def _hostile(path: str) -> str:
     return path
 
 
-class Page(HTMLParser):
-    """What a browser would find in a page: tags with their attributes, text, and whether all that opens closes."""
-
-    VOID = ("meta", "img", "source", "br", "link")
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.open: list[str] = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-    def named(self, *names: str) -> list[dict[str, str | None]]:
-        return [attributes for tag, attributes in self.tags if tag in names]
-
-
 def _page(folder: Path) -> Page:
     return Page((folder / "index.html").read_text(encoding="utf-8"))
-
-
-def _text(facts: Facts) -> str:
-    """What the page says, without drawing its figures."""
-    return Page(render(facts, {})).text
 
 
 # ---------------------------------------------------------------- the page
@@ -162,9 +129,45 @@ def test_the_verdict_is_of_the_newest_task(store):
     test = store.resolve("two").manifest.metrics.test_top1
     left = capacity_of(store.capacity_left().values())
     assert facts.verdict == (
-        f"two: {100 * test:.1f} % test, 0 of 1 other versions changed, {100 * left.share:.1f} % capacity left, "
+        f"two: {100 * test:.1f} % test, 0 of 1 earlier tasks changed, {100 * left.share:.1f} % capacity left, "
         f"about {left.tasks_left(0.75)} tasks left at this rate"
     )
+
+
+def test_the_verdict_counts_tasks_and_beside_them_versions_where_a_task_has_several(store):
+    one = store.resolve("one").version
+    for seed in (1, 2):
+        again = zoo.task(store.backbone, "one", "clr", ancestors=store.lineage(one), seed=seed)
+        store.register(again, prober=same_logits)
+        if seed == 1:
+            assert ", 0 of 1 earlier tasks changed (0 of 2 earlier versions), " in gather(store).verdict
+    store.register(zoo.task(store.backbone, "three", "linear"), prober=same_logits)
+    assert ", 0 of 2 earlier tasks changed (0 of 4 earlier versions), " in gather(store).verdict
+
+
+def test_tasks_that_share_equally_leave_room_for_the_rest_of_them(tmp_path):
+    data = shapes(tmp_path / "shapes.npz")
+    with new_store(tmp_path / "store") as store:
+        for done, task in enumerate(("one", "two"), 1):
+            report = train(store, task, data, quick(prune="equal:3", epochs=1, batch_size=30))
+            facts = gather(store)
+            assert (facts.turn, facts.tasks_left) == ((done, 3), 3 - done) == ((done, 3), report.tasks_left)
+        assert facts.verdict.endswith("capacity left, 1 task left of 3 equal ones")
+        assert "1 more packnet task of 3 that share equally" in text_of(facts)
+        store.delete_task("two")
+        assert gather(store).tasks_left == 2
+        train(store, "two", data, quick(epochs=1, batch_size=30))
+        assert (gather(store).turn, gather(store).rate) == (None, 0.75)
+
+
+def test_a_task_that_took_nothing_is_no_measure_of_what_is_left(store):
+    before = gather(store)
+    data = shapes(store.path.parent / "more.npz")
+    report = train(store, "three", data, quick(on="one", train_layers="head", epochs=1, batch_size=30))
+    facts = gather(store)
+    assert (report.claimed, report.prune) == (0, 0.0)
+    assert (facts.rate, facts.tasks_left) == (before.rate, before.tasks_left)
+    assert facts.rate > 0
 
 
 def test_weights_per_layer_are_the_backbones_the_claims_and_the_free(store):
@@ -256,7 +259,7 @@ def test_a_store_that_keeps_its_whole_backbone_is_not_said_to_be_full(tmp_path):
         facts = gather(store)
         assert facts.tasks_left is None
         assert "tasks left" not in facts.verdict
-        assert "take no shared weights" in _text(facts)
+        assert "take no shared weights" in text_of(facts)
 
 
 def test_unfinished_and_broken_runs_are_told_and_the_rest_is_shown(store, tmp_path):
@@ -280,7 +283,7 @@ def test_unfinished_and_broken_runs_are_told_and_the_rest_is_shown(store, tmp_pa
     assert [fault[:22] for fault in facts.faults] == [f"20200101-000000-{6 * letter}" for letter in "abcdf"]
     assert facts.unfinished == ("20200101-000000-eeeeee: one",)
     assert facts.tasks == whole.tasks
-    text = _text(facts)
+    text = text_of(facts)
     assert "20200101-000000-bbbbbb: cannot be read ('method' is missing)" in text
     assert str(tmp_path) not in text
 
@@ -302,7 +305,7 @@ def test_a_search_for_the_share_and_a_network_outside_the_store_are_read(store):
     assert (task.prune.share, task.prune.trials) == (0.5, ((0.95, 0.25), (0.5, 0.75)))
     assert {baseline.method: baseline.test_top1 for baseline in task.baselines}["finetune"] == 0.875
     assert (facts.faults, facts.unfinished, facts.orphans, facts.rate) == ((), (), (), 0.5)
-    assert "one: 95 % given back, 25.0 %; 50 % given back, 75.0 %" in _text(facts)
+    assert "one: 95 % given back, 25.0 %; 50 % given back, 75.0 %" in text_of(facts)
 
 
 def test_a_run_without_predictions_has_no_confusion(store):
@@ -325,7 +328,7 @@ def test_a_retired_task_keeps_its_claim_and_is_not_computed(store):
     facts = gather(store)
     assert (facts.compared, facts.shared) == (1, ("two",))
     assert [(owner.task, owner.state) for owner in facts.owners] == [("one", "retired")]
-    assert "(retired)" in _text(facts)
+    assert "(retired)" in text_of(facts)
 
 
 def test_a_task_that_computes_something_else_is_told(store, monkeypatch):
@@ -337,8 +340,8 @@ def test_a_task_that_computes_something_else_is_told(store, monkeypatch):
     facts = gather(store)
     assert facts.changed == (f"one {versions[0].version}",)
     assert facts.changed_bits is None
-    assert "1 of 1 other versions changed" in facts.verdict
-    assert "1 of 2 versions no longer compute" in _text(facts)
+    assert "1 of 1 earlier tasks changed" in facts.verdict
+    assert "1 of 2 versions no longer compute" in text_of(facts)
 
 
 def test_a_damaged_store_is_refused_and_the_old_report_stays(store, tmp_path, written):

@@ -27,7 +27,7 @@ from ..ground import Ground
 from ..network import Network
 from ..phase import Optimizer, Phase
 from ..plan import Choices, Plan
-from ..sparsify import Bench, sparsify
+from ..sparsify import Bench, Candidate, sparsify
 from ..unit_network import UnitNetwork
 from .method import Method, Payload, stored
 
@@ -100,11 +100,12 @@ class CLNP(Method):
         body.load_state_dict({**backbone.tensors, **state})
         return UnitNetwork(body, backbone.features, len(plan.classes), graph, lineage, free)
 
-    def before_phase(self, bench: Bench, plan: Plan, phase: Phase, network: Network) -> None:
+    def before_phase(self, bench: Bench, plan: Plan, phase: Phase, network: Network) -> tuple[Candidate, ...]:
         """Between the phases: the scan. From here on units that are not active are gated to exactly 0."""
-        if phase.name != TRAIN:
-            assert plan.margin is not None
-            sparsify(_units(network), bench, plan.margin)
+        if phase.name == TRAIN:
+            return ()
+        assert plan.margin is not None
+        return sparsify(_units(network), bench, plan.margin)
 
     def enter(self, ground: Ground, plan: Plan, phase: Phase, network: Network, before: Trainable | None) -> Trainable:
         """What leads from the units that the task sees to the free ones; later, to those that it adds."""

@@ -17,7 +17,7 @@ from ..network import Network
 from ..phase import Phase
 from ..plan import Choices, Plan
 from ..selecting import REAL_MASK
-from ..sparsify import Bench
+from ..sparsify import Bench, Candidate
 
 Hits = Mapping[str, Tensor]
 """Name of a phase that has been run -> bool [n]: the validation pictures that its best gets right."""
@@ -72,7 +72,7 @@ class Method(ABC):
             before: what trained in the phase before; None at the start.
         """
 
-    def before_phase(self, bench: Bench, plan: Plan, phase: Phase, network: Network) -> None:  # noqa: B027
+    def before_phase(self, bench: Bench, plan: Plan, phase: Phase, network: Network) -> tuple[Candidate, ...]:
         """Change the network, in place, by what it computes on the task's pictures, before `enter`: by default, not.
 
         Args:
@@ -81,9 +81,13 @@ class Method(ABC):
             phase: the one that begins.
             network: at the best of the phase before.
 
+        Returns:
+            The thresholds that were tried, for the run's report.
+
         Raises:
             Interrupted: the run was asked to stop meanwhile; what the network holds then is thrown away.
         """
+        return ()
 
     @abstractmethod
     def export(self, ground: Ground, plan: Plan, network: Network, trained: Trainable) -> Payload:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as library_version
 from typing import Any
 
-from masks_store import Backbone, Store, Version, shown_version
+from torch import Tensor
 
-from ..capacity import Capacity, capacity_of
-from ..prune import DEFAULT_PRUNE
+from masks_store import Backbone, Store, Version, shown_version, units_of
+
 from ..results import Row
+from ..sparsify import Candidate, kept_of
+from ..unit_use import UnitUse
 from .confusion import Confusion, confusion_of
 from .history import History, Run, read_history
+from .room import Room, room_of, told_left
 from .weights import count_used, examine, sharing
 
 
@@ -32,12 +35,13 @@ class Layer:
 
 @dataclass(frozen=True)
 class Owner:
-    """A version that took free weights, in the order of registration."""
+    """A version that took free weights, in the order of registration; `units` that these make, in a store of units."""
 
     version: str
     task: str
     state: str
     weights: int
+    units: int | None
 
 
 @dataclass(frozen=True)
@@ -52,13 +56,21 @@ class Baseline:
 
 @dataclass(frozen=True)
 class PruneCurve:
-    """Validation accuracy before pruning, right after, and after retraining; (share, accuracy) of what was tried."""
+    """Validation accuracy before pruning, right after, and after retraining.
+
+    Attributes:
+        share: of the weights that the task took, given back; of clnp, of the units that there were for it, gated.
+        before, pruned, retrained: accuracies; `retrained` is None where nothing was.
+        trials: (share, accuracy) of what was tried.
+        scan: of clnp, the thresholds that were tried.
+    """
 
     share: float
     before: float
     pruned: float
-    retrained: float
+    retrained: float | None
     trials: tuple[tuple[float, float], ...]
+    scan: tuple[Candidate, ...]
 
 
 @dataclass(frozen=True)
@@ -113,8 +125,8 @@ class Facts:
         arch, image_size, keep, backbone: see the backbone's manifest; `backbone` is its digest.
         backbone_bytes: of its file.
         free, total: shared weights.
-        tasks_left: further packnet tasks at `rate`; None in a store of which nothing is ever free.
-        rate: the share that each gives back: the last packnet run's, else the default.
+        capacity: what tasks take: `weights` or `units`.
+        tasks_left, rate, turn, taker, units: see `Room`.
         layers, owners, tasks: see there; tasks by name.
         sharing: see `weights.sharing`; its rows and columns are the tasks of `shared`, in the order of registration.
         compared: versions whose digest was computed anew.
@@ -138,8 +150,12 @@ class Facts:
     backbone_bytes: int
     free: int
     total: int
+    capacity: str
     tasks_left: int | None
-    rate: float
+    rate: float | None
+    turn: tuple[int, int] | None
+    taker: str | None
+    units: tuple[UnitUse, ...]
     layers: tuple[Layer, ...]
     owners: tuple[Owner, ...]
     tasks: tuple[TaskFacts, ...]
@@ -177,8 +193,7 @@ def gather(store: Store) -> Facts:
     tasks = tuple(
         _task(store, v, versions, history, count_used(used[v.version]) if v.version in used else None) for v in shown
     )
-    capacity = capacity_of(store.capacity_left().values())
-    rate = _rate(history, versions)
+    room, layers = room_of(store, versions, history), _layers(store)
     manifest = store.backbone.manifest
     return Facts(
         schema=1,
@@ -186,17 +201,21 @@ def gather(store: Store) -> Facts:
         store=store.path.resolve().name,
         made=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
         taskpack=library_version("taskpack"),
-        verdict=_verdict(ready, changed, capacity, rate),
+        verdict=_verdict(ready, changed, room),
         arch=manifest.arch,
         image_size=manifest.image_size,
         keep=manifest.keep,
         backbone=store.backbone_digest,
         backbone_bytes=len(store.artifact_bytes(store.backbone_digest)),
-        free=capacity.free,
-        total=capacity.total,
-        tasks_left=None if _never_free(store) else capacity.tasks_left(rate),
-        rate=rate,
-        layers=_layers(store),
+        free=sum(layer.free for layer in layers),
+        total=sum(layer.weights for layer in layers),
+        capacity=room.of,
+        tasks_left=room.tasks_left,
+        rate=room.rate,
+        turn=room.turn,
+        taker=room.taker,
+        units=room.units,
+        layers=layers,
         owners=_owners(store, versions),
         tasks=tasks,
         shared=tuple(v.task for v in ready if v.version in used),
@@ -210,10 +229,10 @@ def gather(store: Store) -> Facts:
     )
 
 
-def _verdict(ready: Sequence[Version], changed: Sequence[str], capacity: Capacity, rate: float) -> str:
+def _verdict(ready: Sequence[Version], changed: Sequence[str], room: Room) -> str:
     """The newest task's accuracy, what became of the others, and the room that is left."""
     if not ready:
-        return f"no tasks yet, {_percent(capacity.share)} of the shared weights free"
+        return f"no tasks yet, {_percent(room.share)} of the {'units' if room.of == 'units' else 'shared weights'} free"
     newest = ready[-1]
     metrics = newest.manifest.metrics
     parts: list[str] = []
@@ -221,27 +240,23 @@ def _verdict(ready: Sequence[Version], changed: Sequence[str], capacity: Capacit
         parts.append(f"{_percent(metrics.test_top1)} test")
     elif metrics.val_top1 is not None:
         parts.append(f"{_percent(metrics.val_top1)} validation")
-    others = [version for version in ready if version.version != newest.version]
-    lost = [name for name in changed if not name.endswith(newest.version)]
-    parts.append(f"{len(lost)} of {len(others)} other versions changed")
-    if len(lost) < len(changed):
+    parts.append(_forgotten(ready, changed))
+    if f"{newest.task} {newest.version}" in changed:
         parts.append("it is itself not what it was when it was made")
-    parts.append(f"{_percent(capacity.share)} capacity left")
-    if capacity.free:
-        left = capacity.tasks_left(rate)
-        parts.append(f"about {left} task{'s' * (left != 1)} left at this rate")
+    units = f" ({room.free:,} of {room.total:,} units)" if room.of == "units" else ""
+    parts.append(f"{_percent(room.share)} capacity left{units}")
+    parts += [told] if (told := told_left(room)) else []
     return f"{newest.task}: {', '.join(parts)}"
 
 
-def _rate(history: History, versions: Sequence[Version]) -> float:
-    """What the newest packnet version that has a run gave back."""
-    prunes = {run.version: run.prune for run in history.runs if run.prune is not None}
-    known = [prunes[version.version] for version in versions if version.version in prunes]
-    return known[-1] if known else DEFAULT_PRUNE
-
-
-def _never_free(store: Store) -> bool:
-    return all(bool(kept.all()) for kept in store.backbone.kept.values())
+def _forgotten(ready: Sequence[Version], changed: Sequence[str]) -> str:
+    """How many tasks of before the newest version changed; how many versions, where tasks have several."""
+    newest = ready[-1]
+    earlier = [version for version in ready if version.version != newest.version]
+    lost = [version for version in earlier if f"{version.task} {version.version}" in changed]
+    tasks, lost_tasks = ({version.task for version in some} - {newest.task} for some in (earlier, lost))
+    text = f"{len(lost_tasks)} of {len(tasks)} earlier tasks changed"
+    return text if len(tasks) == len(earlier) else f"{text} ({len(lost)} of {len(earlier)} earlier versions)"
 
 
 def _layers(store: Store) -> tuple[Layer, ...]:
@@ -258,11 +273,17 @@ def _layers(store: Store) -> tuple[Layer, ...]:
 
 
 def _owners(store: Store, versions: Sequence[Version]) -> tuple[Owner, ...]:
-    return tuple(
-        Owner(v.version, v.task, v.state, sum(int(mask.sum()) for mask in store.claim(v.version).values()))
-        for v in versions
-        if v.holds_claim
-    )
+    return tuple(_owner(store, version) for version in versions if version.holds_claim)
+
+
+def _owner(store: Store, version: Version) -> Owner:
+    claim = store.claim(version.version)
+    units = _count(units_of(store.backbone.units, claim)) if store.capacity == "units" else None
+    return Owner(version.version, version.task, version.state, _count(claim), units)
+
+
+def _count(masks: Mapping[str, Tensor]) -> int:
+    return sum(int(mask.sum()) for mask in masks.values())
 
 
 def _task(store: Store, version: Version, versions: Sequence[Version], history: History, used: int | None) -> TaskFacts:
@@ -317,14 +338,16 @@ def _baselines(version: Version, history: History) -> tuple[Baseline, ...]:
 def _prune_curve(run: Run) -> PruneCurve | None:
     """From a run whose last phase began with what was pruned, its epoch 0, after a first that trained it."""
     start = max((n for n, row in enumerate(run.rows) if n and row.epoch == 0), default=None)
-    if start is None or run.prune is None:
+    share = 1 - kept_of(run.scan).units / run.scan[0].units if run.scan else run.prune
+    if start is None or share is None:
         return None
     return PruneCurve(
-        share=run.prune,
+        share=share,
         before=max(row.val_top1 for row in run.rows if row.phase == run.rows[0].phase),
         pruned=run.rows[start].val_top1,
-        retrained=max(row.val_top1 for row in run.rows[start:]),
+        retrained=max(row.val_top1 for row in run.rows[start:]) if run.rows[start + 1 :] else None,
         trials=run.trials,
+        scan=run.scan,
     )
 
 

@@ -1,55 +1,40 @@
 """The figures of a report, as PNG; each is drawn twice, for light and for dark pages.
 
-The colours are those of matplotlib's colour-blind-safe style `tableau-colorblind10` without its greys, which stand for
-what is nobody's; nothing is told by colour alone where a hatch, a mark or a number can tell it too. matplotlib is
-imported only here, and never its global state (pyplot).
+Nothing is told by colour alone where a hatch, a mark or a number can tell it too.
 """
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
-from matplotlib import style
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.rcsetup import cycler
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
-from .facts import Facts, TaskFacts
-
-WIDTH, DPI = 9.0, 120
-ROW = 0.24  # inches that a line of text takes
-HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo")
-MARKS = ("D", "s", "^", "v", "P", "X", "*", "<", ">", "h")
-LONGEST_LABEL = 28
-NUMBERED = 12  # tasks up to which the sharing matrix has a number in every cell
-CURVES_ABREAST = 4
-ALT_NAMES = 8
-
-
-@dataclass(frozen=True)
-class Theme:
-    """The colours that a page gives a figure: ink on paper, a grey for what is nobody's, lines, and the cycle."""
-
-    name: str
-    paper: str
-    ink: str
-    quiet: str
-    line: str
-    cycle: tuple[str, ...]
-
-
-_BLUE, _ORANGE, _SKY, _RUST, _PALE, _SAND = "#006BA4", "#FF800E", "#5F9ED1", "#C85200", "#A2C8EC", "#FFBC79"
-COLOURS = 6
-THEMES = (
-    Theme("light", "#ffffff", "#1b1b1b", "#9a9a9a", "#d9d9d9", (_BLUE, _ORANGE, _SKY, _RUST, _PALE, _SAND)),
-    Theme("dark", "#17191c", "#e8e8e8", "#777b80", "#3a3d42", (_SKY, _ORANGE, _PALE, _RUST, _BLUE, _SAND)),
+from ..sparsify import kept_of
+from .drawing import (
+    COLOURS,
+    ROW,
+    THEMES,
+    WIDTH,
+    Theme,
+    human_bytes,
+    legend_above,
+    looks,
+    name_rows,
+    panel_figure,
+    percent,
+    row_figure,
+    short,
+    to_png,
 )
+from .facts import Facts, PruneCurve, TaskFacts
+
+MARKS = ("D", "s", "^", "v", "P", "X", "*", "<", ">", "h")
+NUMBERED = 12  # tasks up to which the sharing matrix has a number in every cell
+ALT_NAMES = 8
 
 
 @dataclass(frozen=True)
@@ -73,6 +58,7 @@ def draw_all(facts: Facts) -> dict[str, Picture]:
     measured = [task for task in facts.tasks if task.val_top1 is not None or task.test_top1 is not None]
     curves = [task for task in facts.tasks if task.rows]
     pruned = [task for task in facts.tasks if task.prune]
+    scanned = [task for task in facts.tasks if task.prune and task.prune.scan]
     wanted: list[tuple[str, bool, str, Callable[[Theme], Figure]]] = [
         ("accuracy", bool(measured), _accuracy_alt(measured), lambda theme: _accuracy(measured, theme)),
         ("capacity", True, _capacity_alt(facts), lambda theme: _capacity(facts, theme)),
@@ -81,10 +67,11 @@ def draw_all(facts: Facts) -> dict[str, Picture]:
         ("bytes", bool(facts.tasks), _bytes_alt(facts), lambda theme: _bytes(facts.tasks, theme)),
         ("curves", bool(curves), _curves_alt(curves), lambda theme: _curves(curves, theme)),
         ("pruning", bool(pruned), _pruning_alt(pruned), lambda theme: _pruning(pruned, theme)),
+        ("scan", bool(scanned), _scan_alt(scanned), lambda theme: _scan(scanned, theme)),
     ]
     for name, there, alt, draw in wanted:
         if there:
-            drawn[name] = Picture(name, alt, {theme.name: _png(draw, theme) for theme in THEMES})
+            drawn[name] = Picture(name, alt, {theme.name: to_png(draw, theme) for theme in THEMES})
     return drawn
 
 
@@ -93,7 +80,7 @@ def draw_all(facts: Facts) -> dict[str, Picture]:
 
 def _accuracy(tasks: Sequence[TaskFacts], theme: Theme) -> Figure:
     """A line per task: a dot for what the store holds, a mark for every baseline."""
-    figure, axes = _rows(len(tasks), legend=True)
+    figure, axes = row_figure(len(tasks), legend=True)
     methods = sorted({baseline.method for task in tasks for baseline in task.baselines})
     marks = {method: (MARKS[n % len(MARKS)], f"C{1 + n % (COLOURS - 1)}") for n, method in enumerate(methods)}
     for place, task in enumerate(tasks):
@@ -108,21 +95,22 @@ def _accuracy(tasks: Sequence[TaskFacts], theme: Theme) -> Figure:
     axes.plot([], [], "o", color="C0", markersize=8, label="in the store")
     for method, (mark, colour) in marks.items():
         axes.plot([], [], mark, color=colour, markersize=6, label=method)
-    _name_rows(axes, [f"{_short(task.task)} ({task.method})" for task in tasks])
+    name_rows(axes, [f"{short(task.task)} ({task.method})" for task in tasks])
     axes.set_xlabel("accuracy on the test split (validation where there is none)")
     axes.set_xlim(right=1.005)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    _legend_above(figure)
+    legend_above(figure)
     return figure
 
 
 def _capacity(facts: Facts, theme: Theme) -> Figure:
-    figure, axes = _rows(len(facts.layers))
-    shares = [layer.free / layer.weights for layer in facts.layers]
+    shares = _free_shares(facts)
+    units = [f"{short(use.layer, 40)} ({use.units:,})" for use in facts.units]
+    figure, axes = row_figure(len(shares))
     axes.barh(range(len(shares)), shares, color="C0", height=0.7)
-    _name_rows(axes, _layer_names(facts))
+    name_rows(axes, units or _layer_names(facts))
     axes.set_xlim(0, 1)
-    axes.set_xlabel("free weights of each layer")
+    axes.set_xlabel(f"free {facts.capacity} of each layer")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     return figure
 
@@ -130,30 +118,30 @@ def _capacity(facts: Facts, theme: Theme) -> Figure:
 def _owners(facts: Facts, theme: Theme) -> Figure:
     """Stacked bars per layer: the backbone's own, every claim in the order of registration, what is free."""
     names = _owner_names(facts)
-    abreast = 4 if max(map(len, names), default=0) <= 18 else 3
-    figure, axes = _rows(len(facts.layers), legend=True, extra=ROW * math.ceil((len(names) + 2) / abreast))
-    looks = _looks(len(facts.owners))
+    longest = max(map(len, names), default=0)
+    abreast = 6 if longest <= 10 else 4 if longest <= 18 else 3
+    figure, axes = row_figure(len(facts.layers), legend=True, extra=ROW * math.ceil((len(names) + 2) / abreast))
     start = [0.0] * len(facts.layers)
 
     def stack(parts: Sequence[float], label: str, **look: Any) -> None:
-        axes.barh(range(len(parts)), parts, left=start, height=0.8, label=label, linewidth=0.4, **look)
+        axes.barh(range(len(parts)), parts, left=start, height=0.8, label=label, linewidth=0.4, clip_on=False, **look)
         start[:] = [before + part for before, part in zip(start, parts, strict=True)]
 
     if any(layer.kept for layer in facts.layers):
         kept = [layer.kept / layer.weights for layer in facts.layers]
         stack(kept, "backbone", color=theme.quiet, edgecolor=theme.paper)
-    for owner, name, look in zip(facts.owners, names, looks, strict=True):
+    for owner, name, look in zip(facts.owners, names, looks(len(facts.owners)), strict=True):
         shares = [layer.claimed.get(owner.version, 0) / layer.weights for layer in facts.layers]
         stack(shares, name, edgecolor=theme.paper, **look)
     if facts.free:
         free = [layer.free / layer.weights for layer in facts.layers]
         stack(free, "free", color=theme.paper, edgecolor=theme.quiet)
-    _name_rows(axes, _layer_names(facts))
+    name_rows(axes, _layer_names(facts))
     axes.set_xlim(0, 1)
     axes.set_xlabel("share of each layer's weights")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(False)
-    _legend_above(figure, abreast)
+    legend_above(figure, abreast)
     return figure
 
 
@@ -164,7 +152,7 @@ def _sharing(facts: Facts, theme: Theme) -> Figure:
     axes = figure.add_subplot()
     image = axes.imshow(facts.sharing, vmin=0, vmax=1, cmap="cividis")
     size = 10.0 if count <= 25 else 7.0
-    labels = [_short(name) for name in facts.shared]
+    labels = [short(name) for name in facts.shared]
     axes.set_xticks(range(count), labels, rotation=90 if count > 4 else 20, ha="center" if count > 4 else "right")
     axes.set_yticks(range(count), labels)
     axes.tick_params(labelsize=size, length=0)
@@ -183,30 +171,25 @@ def _sharing(facts: Facts, theme: Theme) -> Figure:
 
 def _bytes(tasks: Sequence[TaskFacts], theme: Theme) -> Figure:
     """Two marks a task on a logarithmic scale: what it adds to the store, and a network of its own."""
-    figure, axes = _rows(len(tasks), legend=True)
+    figure, axes = row_figure(len(tasks), legend=True)
     places = range(len(tasks))
     axes.hlines(places, [t.bytes for t in tasks], [t.network_bytes for t in tasks], color=theme.line, zorder=1)
     axes.plot([t.bytes for t in tasks], places, "o", color="C0", label="in the store", markersize=8)
     axes.plot([t.network_bytes for t in tasks], places, "s", color="C1", label="a network of its own")
     axes.set_xscale("log")
     axes.set_xlim(min(t.bytes for t in tasks) / 2, max(t.network_bytes for t in tasks) * 2)
-    _name_rows(axes, [_short(task.task) for task in tasks])
+    name_rows(axes, [short(task.task) for task in tasks])
     axes.xaxis.set_major_formatter(FuncFormatter(_bytes_tick))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("bytes that a task takes")
-    _legend_above(figure)
+    legend_above(figure)
     return figure
 
 
 def _curves(tasks: Sequence[TaskFacts], theme: Theme) -> Figure:
     """Small multiples: accuracy by epoch, a line where a phase begins."""
-    abreast = min(CURVES_ABREAST, len(tasks))
-    down = math.ceil(len(tasks) / abreast)
-    figure = Figure(figsize=(WIDTH if abreast > 2 else 4.2 * abreast, 2.1 * down + 0.7), layout="constrained")
-    grid = figure.subplots(down, abreast, sharey=True, squeeze=False)
-    for axes in grid.flat[len(tasks) :]:
-        axes.set_visible(False)
-    for axes, task in zip(grid.flat, tasks, strict=False):
+    figure, panels = panel_figure([task.task for task in tasks])
+    for axes, task in zip(panels, tasks, strict=True):
         epochs = _epochs(task)
         trained = [
             (epoch, row.train_top1) for epoch, row in zip(epochs, task.rows, strict=True) if row.train_top1 is not None
@@ -217,42 +200,70 @@ def _curves(tasks: Sequence[TaskFacts], theme: Theme) -> Figure:
             if row.phase != before.phase:
                 begins = epoch if row.epoch == 0 else epoch - 0.5
                 axes.axvline(begins, color=theme.quiet, linewidth=1, linestyle=":")
-        axes.set_title(_short(task.task, 22), fontsize=10)
         axes.set_ylim(0, 1.02)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.tick_params(labelsize=8)
     figure.supxlabel("epoch", fontsize=10)
-    first = grid.flat[0]
+    first = panels[0]
     first.plot([], [], color="C0", marker=".", label="validation")
     first.plot([], [], "--", color="C1", marker=".", label="training, augmented")
     first.plot([], [], ":", color=theme.quiet, label="next phase")
-    _legend_above(figure)
+    legend_above(figure)
     return figure
 
 
 def _pruning(tasks: Sequence[TaskFacts], theme: Theme) -> Figure:
-    figure, axes = _rows(len(tasks), legend=True)
+    figure, axes = row_figure(len(tasks), legend=True)
     for place, task in enumerate(tasks):
         curve = task.prune
         assert curve is not None
-        axes.plot([curve.pruned, max(curve.before, curve.retrained)], [place, place], color=theme.line, zorder=1)
-        axes.plot(curve.before, place, "s", color="C1", markersize=8, zorder=2)
-        axes.plot(curve.pruned, place, "v", color="C3", markersize=8, zorder=3)
-        axes.plot(curve.retrained, place, "o", color="C0", markersize=6, zorder=4)
+        tried = [top1 for _, top1 in curve.trials] + [one.val_top1 for one in curve.scan[1:]]
+        ends = [curve.before, curve.pruned, *tried, *([] if curve.retrained is None else [curve.retrained])]
+        axes.plot([min(ends), max(ends)], [place, place], color=theme.line, zorder=1)
+        axes.plot(tried, [place] * len(tried), "|", color=theme.quiet, markersize=10, zorder=2)
+        axes.plot(curve.before, place, "s", color="C1", markersize=8, zorder=3)
+        axes.plot(curve.pruned, place, "v", color="C3", markersize=8, zorder=4)
+        if curve.retrained is not None:
+            axes.plot(curve.retrained, place, "o", color="C0", markersize=6, zorder=5)
     for mark, colour, label in (
         ("s", "C1", "before pruning"),
         ("v", "C3", "right after"),
         ("o", "C0", "after retraining"),
+        ("|", theme.quiet, "tried"),
     ):
         axes.plot([], [], mark, color=colour, label=label)
-    _name_rows(
-        axes, [f"{_short(task.task)} (gives back {100 * task.prune.share:.0f} %)" for task in tasks if task.prune]
-    )
+    name_rows(axes, [f"{short(task.task)} ({_pruned(task.prune)})" for task in tasks if task.prune])
     axes.set_xlabel("accuracy on the validation split")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    _legend_above(figure)
+    legend_above(figure)
     return figure
+
+
+def _scan(tasks: Sequence[TaskFacts], theme: Theme) -> Figure:
+    """Small multiples: accuracy by the units that each threshold leaves, upwards in thresholds from left to right."""
+    figure, panels = panel_figure([task.task for task in tasks])
+    for axes, task in zip(panels, tasks, strict=True):
+        assert task.prune is not None
+        scan, kept = task.prune.scan, kept_of(task.prune.scan)
+        axes.plot([one.units for one in scan], [one.val_top1 for one in scan], color=theme.quiet, marker=".", zorder=2)
+        axes.plot(kept.units, kept.val_top1, "o", color="C0", markersize=8, zorder=4)
+        refused = [one for one in scan if not one.accepted]
+        axes.plot([one.units for one in refused], [one.val_top1 for one in refused], "X", color="C3", zorder=3)
+        axes.axhline(scan[0].val_top1, color=theme.quiet, linewidth=1, linestyle=":", zorder=1)
+        axes.invert_xaxis()
+        axes.margins(y=0.15)
+    figure.supxlabel("units that stay active", fontsize=10)
+    first = panels[0]
+    first.plot([], [], color=theme.quiet, marker=".", label="validation accuracy at a threshold")
+    first.plot([], [], "o", color="C0", markersize=8, label="kept")
+    first.plot([], [], "X", color="C3", label="costs more than the margin")
+    first.plot([], [], ":", color=theme.quiet, label="all units")
+    legend_above(figure)
+    return figure
+
+
+def _pruned(curve: PruneCurve) -> str:
+    if not curve.scan:
+        return f"gives back {100 * curve.share:.0f} %"
+    return f"keeps {kept_of(curve.scan).units:,} of {curve.scan[0].units:,} units"
 
 
 # ---------------------------------------------------------------- in words
@@ -263,26 +274,27 @@ def _accuracy_alt(tasks: Sequence[TaskFacts]) -> str:
     if not values:
         return ""
     return (
-        f"Accuracy of {len(tasks)} tasks as dots, from {_percent(min(values))} to {_percent(max(values))}, with other "
+        f"Accuracy of {len(tasks)} tasks as dots, from {percent(min(values))} to {percent(max(values))}, with other "
         "methods on the same pictures where they were run. The table below has the numbers."
     )
 
 
 def _capacity_alt(facts: Facts) -> str:
-    shares = [layer.free / layer.weights for layer in facts.layers]
+    shares = _free_shares(facts)
     return (
-        f"Bars: the free part of each of {len(shares)} layers, from {_percent(min(shares))} to {_percent(max(shares))}."
+        f"Bars: the free part of the {facts.capacity} of each of {len(shares)} layers, from {percent(min(shares))} to "
+        f"{percent(max(shares))}."
     )
 
 
 def _owners_alt(facts: Facts) -> str:
     told = [
-        f"{name} {_percent(owner.weights / facts.total)}"
+        f"{name} {percent(owner.weights / facts.total)}"
         for name, owner in zip(_owner_names(facts), facts.owners, strict=True)
     ]
     more = f" and {len(told) - ALT_NAMES} more" if len(told) > ALT_NAMES else ""
     owners = ", ".join(told[:ALT_NAMES]) + more if told else "no task owns any"
-    free = _percent(facts.free / facts.total)
+    free = percent(facts.free / facts.total)
     return f"Stacked bars per layer: who owns its weights. Over all layers: {owners}; free {free}."
 
 
@@ -292,7 +304,7 @@ def _sharing_alt(facts: Facts) -> str:
         return ""
     return (
         f"Matrix of {len(facts.shared)} tasks: the part of one's weights that another uses too, from "
-        f"{_percent(min(apart))} to {_percent(max(apart))} between different tasks."
+        f"{percent(min(apart))} to {percent(max(apart))} between different tasks."
     )
 
 
@@ -306,101 +318,46 @@ def _curves_alt(tasks: Sequence[TaskFacts]) -> str:
 
 
 def _pruning_alt(tasks: Sequence[TaskFacts]) -> str:
-    told = [
-        f"{task.task} {_percent(curve.before)}, {_percent(curve.pruned)}, {_percent(curve.retrained)}"
-        for task in tasks
-        if (curve := task.prune)
-    ]
+    told: list[str] = []
+    for task in tasks:
+        assert task.prune is not None
+        accuracies = (task.prune.before, task.prune.pruned, task.prune.retrained)
+        told.append(f"{task.task} {', '.join(percent(top1) for top1 in accuracies if top1 is not None)}")
     more = f"; and {len(told) - ALT_NAMES} more" if len(told) > ALT_NAMES else ""
     return f"Validation accuracy before pruning, right after, after retraining: {'; '.join(told[:ALT_NAMES])}{more}."
 
 
+def _scan_alt(tasks: Sequence[TaskFacts]) -> str:
+    return (
+        f"Validation accuracy by the units that each threshold leaves active, a small panel for each of {len(tasks)} "
+        "tasks. The list below has the thresholds that were kept."
+    )
+
+
 # ---------------------------------------------------------------- parts
-
-
-def human_bytes(count: float) -> str:
-    """Bytes in the largest unit that leaves a number of 1 or more."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count:.0f} B"
 
 
 def _bytes_tick(value: float, _place: int | None) -> str:
     return human_bytes(value)
 
 
-def _png(draw: Callable[[Theme], Figure], theme: Theme) -> bytes:
-    colours = {
-        "figure.facecolor": theme.paper,
-        "axes.facecolor": theme.paper,
-        "savefig.facecolor": theme.paper,
-        "legend.facecolor": theme.paper,
-        "text.color": theme.ink,
-        "axes.labelcolor": theme.ink,
-        "axes.edgecolor": theme.quiet,
-        "xtick.color": theme.ink,
-        "ytick.color": theme.ink,
-        "grid.color": theme.line,
-        "axes.prop_cycle": cycler(color=theme.cycle),
-    }
-    plain = {
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.linewidth": 0.6,
-        "legend.frameon": False,
-        "text.parse_math": False,  # a name with two dollar signs is a name
-        "hatch.linewidth": 0.6,
-        "font.family": "DejaVu Sans",  # comes with matplotlib: the same figure on every machine
-    }
-    with mpl.rc_context(), style.context(["default", colours | plain]):
-        file = io.BytesIO()
-        draw(theme).savefig(file, format="png", dpi=DPI, metadata={"Software": None})
-        return file.getvalue()
-
-
-def _rows(count: int, *, legend: bool = False, extra: float = 0.0) -> tuple[Figure, Axes]:
-    """A figure whose rows are one line of text high, however many there are."""
-    height = 0.9 + ROW * max(count, 2) + (0.4 if legend else 0.0) + extra
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.grid(False, axis="y")
-    return figure, axes
-
-
-def _name_rows(axes: Axes, names: Sequence[str]) -> None:
-    """Name the rows, the first on top."""
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0, labelsize=9)
-
-
-def _legend_above(figure: Figure, abreast: int = 4) -> None:
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=min(abreast, len(labels)), fontsize=9)
+def _free_shares(facts: Facts) -> list[float]:
+    """The free part of each layer: of its units in a store of units, else of its weights."""
+    if facts.units:
+        return [use.free / use.units for use in facts.units]
+    return [layer.free / layer.weights for layer in facts.layers]
 
 
 def _layer_names(facts: Facts) -> list[str]:
-    return [f"{_short(layer.name.removesuffix('.weight'), 40)} ({layer.weights:,})" for layer in facts.layers]
+    return [f"{short(layer.name.removesuffix('.weight'), 40)} ({layer.weights:,})" for layer in facts.layers]
 
 
 def _owner_names(facts: Facts) -> list[str]:
     """A task's name, with its version where it owns by several."""
     names = [owner.task for owner in facts.owners]
     return [
-        _short(owner.task) + (f" {owner.version[7:13]}" if names.count(owner.task) > 1 else "")
-        for owner in facts.owners
+        short(owner.task) + (f" {owner.version[7:13]}" if names.count(owner.task) > 1 else "") for owner in facts.owners
     ]
-
-
-def _looks(count: int) -> list[dict[str, Any]]:
-    """A look per owner: the colours, again with hatches; past all of these a scale from old to new."""
-    if count <= COLOURS * len(HATCHES):
-        return [{"color": f"C{n % COLOURS}", "hatch": HATCHES[n // COLOURS]} for n in range(count)]
-    scale = mpl.colormaps["cividis"]
-    return [{"color": scale(n / (count - 1))} for n in range(count)]
 
 
 def _epochs(task: TaskFacts) -> list[int]:
@@ -415,15 +372,3 @@ def _epochs(task: TaskFacts) -> list[int]:
 
 def _shown(val: float | None, test: float | None) -> float:
     return test if test is not None else (val or 0.0)
-
-
-def _short(name: str, longest: int = LONGEST_LABEL) -> str:
-    """The name, or its beginning and its end: long names most often differ at the end."""
-    if len(name) <= longest:
-        return name
-    end = longest // 2
-    return f"{name[: longest - end - 1]}…{name[-end:]}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"

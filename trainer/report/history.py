@@ -6,7 +6,7 @@ What cannot be read is told, never raised.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +17,7 @@ from ..predictions import Predictions, from_csv
 from ..results import Row
 from ..results import from_csv as rows_from_csv
 from ..runs import COMPARISON, REPORT, RESULTS, SETTINGS, predictions_file
+from ..sparsify import Candidate
 
 SPLITS = ("test", "val")  # what a page shows, the first that is there
 
@@ -30,10 +31,13 @@ class Run:
         task, method: what was trained.
         data: digest of the source and its split.
         prune: share that was given back; None where nothing was taken, or it was still to be chosen.
+        turn: t and T of the t-th of T tasks that share equally (`--prune equal:T`); None for another share.
+        claimed: shared weights that it took; None for a run that is not finished, or does not say.
         finished: whether it came to its end.
         version: digest of the artifact; None for a run that is not finished, or makes none.
         val_top1, test_top1: of the finished artifact.
         trials: (share, validation accuracy) of what was tried before one was taken; empty where it was given.
+        scan: the thresholds that a clnp run tried; empty for the others.
         rows: an entry per epoch.
         split, predictions: what the artifact says of the test split, or of validation; None where it was not kept.
     """
@@ -43,11 +47,14 @@ class Run:
     method: str
     data: str
     prune: float | None
+    turn: tuple[int, int] | None
+    claimed: int | None
     finished: bool
     version: str | None
     val_top1: float | None
     test_top1: float | None
     trials: tuple[tuple[float, float], ...]
+    scan: tuple[Candidate, ...]
     rows: tuple[Row, ...]
     split: str | None
     predictions: Predictions | None
@@ -107,11 +114,14 @@ def _run(path: Path) -> Run:
         method=str(settings["method"]),
         data=str(settings["data"]),
         prune=_share(report.get("prune", settings["prune"])),
+        turn=_turn(settings.get("turn")),
+        claimed=int(report["claimed"]) if report.get("claimed") is not None else None,
         finished=bool(report),
         version=str(report["version"]) if report and report["version"] is not None else None,
         val_top1=_number(report["val_top1"]) if report else None,
         test_top1=_number(report["test_top1"]) if report else None,
         trials=tuple((float(one["share"]), float(one["val_top1"])) for one in report.get("trials", ())),
+        scan=_scan(report.get("scan", ())),
         rows=tuple(rows_from_csv(results.read_text(encoding="utf-8"))) if results.exists() else (),
         split=split,
         predictions=predictions,
@@ -145,6 +155,29 @@ def _comparison(path: Path) -> list[Compared]:
 def _share(value: Any) -> float | None:
     """A share; None for a word, such as `auto`, which says how one is chosen."""
     return None if isinstance(value, str) else _number(value)
+
+
+def _turn(value: Any) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    turn, tasks = value
+    return int(turn), int(tasks)
+
+
+def _scan(told: Sequence[Mapping[str, Any]]) -> tuple[Candidate, ...]:
+    scan = tuple(_candidate(one) for one in told)
+    if scan and not (scan[0].accepted and scan[0].units > 0):
+        raise ValueError("the scan for a threshold does not begin with the network before it")
+    return scan
+
+
+def _candidate(told: Mapping[str, Any]) -> Candidate:
+    return Candidate(
+        threshold=_number(told["threshold"]),
+        val_top1=float(told["val_top1"]),
+        units=int(told["units"]),
+        accepted=bool(told["accepted"]),
+    )
 
 
 def _number(value: Any) -> float | None:

@@ -12,9 +12,11 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ..sparsify import kept_of
 from .confusion import MOST_CLASSES, MOST_PAIRS, matrix, worst_pairs
+from .drawing import human_bytes
 from .facts import Facts, TaskFacts
-from .figures import Picture, human_bytes
+from .figures import Picture
 
 SHOWN_CLASSES = 12
 
@@ -39,6 +41,9 @@ def render(facts: Facts, pictures: Mapping[str, Picture]) -> str:
         pictures=pictures,
         classes_of={task.task: _class_names(task) for task in facts.tasks},
         confusions=[_confusion(task) for task in facts.tasks if task.confusion],
+        kept_of=kept_of,
+        free_units=sum(use.free for use in facts.units),
+        all_units=sum(use.units for use in facts.units),
         separate=sum(task.network_bytes for task in facts.tasks),
         together=facts.backbone_bytes + sum(task.bytes for task in facts.tasks),
         most_classes=MOST_CLASSES,
