@@ -16,5 +16,5 @@ from .figures import Figure as Figure
 from .layout import DTYPES as DTYPES
 from .operators import Kernels as Kernels
 from .overlay import DeviceOverlay as DeviceOverlay
-from .places import computing_in as computing_in
 from .slots import Slots as Slots
+from .threads import computing_in as computing_in

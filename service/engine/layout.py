@@ -14,8 +14,9 @@ from torch import Tensor
 
 from .memory import zeros
 from .operators import Weight
-from .places import Place, computing_in, ending_of, onednn_place, plain_place
+from .places import Place, ending_of, onednn_place, plain_place
 from .program import Conv
+from .threads import computing_in
 from .ways import settle
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}

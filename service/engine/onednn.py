@@ -24,6 +24,7 @@ from torch import Tensor
 from .compiled import compiled
 from .memory import zeros
 from .program import Conv
+from .threads import computing_in
 
 ACTS: dict[str | None, int] = {None: 0, "relu": 1, "relu6": 2}
 MANY = 8
@@ -146,9 +147,8 @@ class Order:
         self._lock = threading.Lock()  # of changes to the plans
         alone, many = self._wanted(1), self._wanted(MANY)
         self._address = many
-        if not library.taskpack_orders_equal(alone, many) and self.plan((1, *geometry.size)).moves:
+        if not library.taskpack_orders_equal(alone, many) and self._made(geometry, 1).moves:
             self._address = alone
-            self._plans.clear()
         self.length = library.taskpack_order_bytes(self._address) // geometry.dtype.itemsize
 
     def _wanted(self, batch: int) -> int:
@@ -196,6 +196,9 @@ class Order:
     ) -> Plan:
         """How the convolution of a batch (N, H, W) is computed by as many threads as torch has now.
 
+        By fewer where so many want another order: bringing the weight into that at each call takes longer than they
+        save.
+
         Raises:
             Refused: oneDNN cannot compute it in any way.
         """
@@ -203,14 +206,26 @@ class Order:
         found = self._plans.get(key)
         if found is None:
             batch, *size = pictures
-            geometry = self._of(*size)
-            numbers = geometry.numbers(batch, biased=biased, sums=sums, act=act)
-            found = Plan(self._library, numbers, self._address, geometry.result(batch))
+            found = self._planned(self._of(*size), batch, biased=biased, sums=sums, act=act)
             with self._lock:
                 if len(self._plans) >= PLANNED:
                     del self._plans[next(iter(self._plans))]
                 self._plans[key] = found
         return found
+
+    def _planned(self, geometry: Geometry, batch: int, **ending: Any) -> Plan:
+        found = self._made(geometry, batch, **ending)
+        threads = torch.get_num_threads()
+        while found.moves and threads > 1:
+            threads //= 2
+            with computing_in(threads):
+                fewer = self._made(geometry, batch, **ending)
+            if not fewer.moves:
+                return fewer
+        return found
+
+    def _made(self, geometry: Geometry, batch: int, **ending: Any) -> Plan:
+        return Plan(self._library, geometry.numbers(batch, **ending), self._address, geometry.result(batch))
 
 
 class Plan:

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Collection, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -29,6 +28,7 @@ from .behind import finish
 from .onednn import MANY, Laid, Order, Refused, geometry_of, order_of
 from .operators import Weight, conv2d
 from .program import Conv
+from .threads import computing_in
 
 BLOCKS = (1, 8, 16, 24, 32, 48, 64)  # output channels that oneDNN keeps together
 PAIRS = (1, 2, 4)  # input channels that it keeps together within them
@@ -356,14 +356,3 @@ def _computes_alike(place: Place, conv: Conv, size: tuple[int, int], endings: Co
             if not float(error) <= bound:  # nor where it is no number
                 return False
     return True
-
-
-@contextmanager
-def computing_in(threads: int) -> Generator[None]:
-    """Let torch compute in so many threads; their number is this thread's own."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

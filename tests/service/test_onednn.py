@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from service.engine import onednn
 from service.engine.onednn import PLANNED, Geometry, Laid, Order, Refused, convolve, geometry_of
-from service.engine.places import computing_in
 from service.engine.program import Conv
+from service.engine.threads import computing_in
 
 from ..processor import HAS_BF16, ONEDNN_DTYPES, bf16
 from . import native
@@ -147,6 +147,26 @@ def test_a_single_picture_s_weight_is_never_brought_into_another_order(
     """That would take many times as long as computing with it."""
     order = order_of(geometry(layer, dtype))
     assert not order.plan((1, layer[3], layer[3])).moves
+
+
+@pytest.mark.parametrize("threads", [2, 3, 8])
+@pytest.mark.parametrize("layer", [*LAYERS, *((c, c, 3, side) for c, side in ((128, 28), (256, 14), (512, 7)))])
+def test_nor_is_it_for_more_threads_than_the_order_was_made_for(layer: tuple[int, int, int, int], threads: int) -> None:
+    """They may want another order than one thread does: then fewer compute."""
+    whole = geometry(layer, torch.float32)
+    order = order_of(whole)
+    random = torch.Generator().manual_seed(0)
+    x, weight = (
+        torch.randn((1, whole.shape[1], *whole.size), generator=random),
+        torch.randn(whole.shape, generator=random),
+    )
+    laid = Laid(order.arranged(weight), order)
+    alone = convolve(x, laid, None, None, None)
+    with computing_in(threads):
+        assert not order.plan((1, *whole.size)).moves
+        got = convolve(x, laid, None, None, None)
+        assert torch.get_num_threads() == threads
+    assert torch.allclose(got, alone, rtol=1e-5, atol=1e-4 * float(alone.abs().max()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, bf16])
