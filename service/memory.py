@@ -11,12 +11,14 @@ from pathlib import Path
 import torch
 
 GIB = 1 << 30
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 MAPPED = 1 << 24
 """Bytes from which on a piece is a mapping of its own, gone from the process when it is freed: more than most pictures
 take, for which new pages each time would cost a third of a decode."""
 KEPT = 1 << 25
 """Free bytes at a heap's end that stay for the next picture."""
+ARENAS = 2
+"""Heaps of all threads: what one thread has freed another can take; in one of its own it would stay."""
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -62,13 +64,17 @@ def plan(device: torch.device) -> Plan:
 
 
 def return_freed() -> bool:
-    """Let the C library keep no large piece of memory that was freed; whether it could be told (glibc).
+    """Let the C library keep little memory that was freed, in few heaps; whether it could be told (glibc).
 
     Left alone, glibc moves the size from which on a piece is mapped by itself up to the largest that was ever freed,
     32 MB at most: what a start or a registration needs for a moment then stays in the heap for good. What the
-    environment says of it (`MALLOC_MMAP_THRESHOLD_`, `MALLOC_TRIM_THRESHOLD_`) stands.
+    environment says of it (`MALLOC_MMAP_THRESHOLD_`, `MALLOC_TRIM_THRESHOLD_`, `MALLOC_ARENA_MAX`) stands.
     """
-    told = {"MALLOC_MMAP_THRESHOLD_": (M_MMAP_THRESHOLD, MAPPED), "MALLOC_TRIM_THRESHOLD_": (M_TRIM_THRESHOLD, KEPT)}
+    told = {
+        "MALLOC_MMAP_THRESHOLD_": (M_MMAP_THRESHOLD, MAPPED),
+        "MALLOC_TRIM_THRESHOLD_": (M_TRIM_THRESHOLD, KEPT),
+        "MALLOC_ARENA_MAX": (M_ARENA_MAX, ARENAS),
+    }
     mallopt = _of_the_c_library("mallopt")
     return mallopt is not None and all(mallopt(*what) for name, what in told.items() if name not in os.environ)
 

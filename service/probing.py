@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Literal, cast
 
@@ -27,6 +28,7 @@ from masks_store import (
 )
 
 from .engine import Draining, Engine, Logits, Sight
+from .memory import trim
 from .residency import Record, Residency, folds, in_pool, load_pooled, load_units
 from .workers import Work
 
@@ -35,6 +37,8 @@ log = logging.getLogger("taskpack.service")
 MOST_FRESH = 1000
 CHECK_S = 0.5
 """How often the background looks for versions that other processes registered."""
+TRIM_S = 5.0
+"""How often it gives freed memory back at most: that holds other threads up for tens of milliseconds."""
 
 
 class Probes:
@@ -180,7 +184,9 @@ def _compare(artifact: Artifact, got: Tensor, dtype: str) -> list[str]:
 
 
 class Checker:
-    """A thread that probes what was not probed here, one version after another; idle, it reads claims ahead.
+    """A thread that probes what was not probed here, one version after another.
+
+    Idle, it reads claims ahead, and gives back to the system what reading files has left behind.
 
     Args:
         store: whose claims the next registration needs.
@@ -212,7 +218,7 @@ class Checker:
             self._thread.join()
 
     def _run(self) -> None:
-        claims_read = False
+        claims_read, reads, trimmed = False, 0, -TRIM_S
         while not self._stopped:
             self._woken.clear()
             for version in self._residency.unchecked():
@@ -222,6 +228,9 @@ class Checker:
             if not claims_read:
                 self._read_claims()
                 claims_read = True
+            if self._residency.reads != reads and time.monotonic() - trimmed > TRIM_S:
+                reads, trimmed = self._residency.reads, time.monotonic()
+                trim()
             self._woken.wait(0.0 if self._stopped else CHECK_S)
 
     def _check(self, version: str) -> bool:

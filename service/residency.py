@@ -108,6 +108,8 @@ class Residency:
         self._records: dict[str, Record] = {}
         self._leaving: dict[str, Record] = {}  # deleted, and still in the pool
         self._sound: set[str] = set()  # versions whose files were found sound here: their bytes cannot change
+        self.reads = 0
+        """Files read so far, each of which leaves freed memory behind."""
         self._seen = 0
         self._lock = threading.Lock()
         self._applying = threading.Lock()
@@ -432,6 +434,7 @@ class Residency:
             NotFound: the store never had it.
             StoreCorrupt, FormatError: its file is damaged.
         """
+        self.reads += 1
         artifact = read_artifact(self._store.artifact_bytes(version), version)
         self._sound.add(version)
         return artifact
@@ -440,6 +443,7 @@ class Residency:
         """`read`, without checking anew what was found sound here: only that the bytes are still those."""
         if version not in self._sound:
             return self.read(version)
+        self.reads += 1
         return reread_artifact(self._store.artifact_bytes(version), version)
 
     def _forget_tensors(self, version: str) -> None:

@@ -38,7 +38,7 @@ def _look(name: str) -> tuple[str, str, str]:
     """Colour by precision and tuning, mark by program, line by whether it is ours."""
     kind = name.rsplit(" as written ")[0].rsplit(" tuned ")[0]
     if name.startswith("taskpack"):
-        return OURS, "*" if name.endswith("bf16") else "P", "-"
+        return OURS, "*" if name.endswith("bf16") else "P", "-." if "sparing" in name else "-"
     way = name.removeprefix(kind).strip()
     kinds = ["fastapi", "litserve", "litserve batching", "ray"]
     return SHADES[way], MARKS[kinds.index(kind)], ":" if way.startswith("as") else "--"

@@ -22,8 +22,8 @@ CONTENDERS = Path(__file__).parent / "contenders"
 ROOT = Path(__file__).parents[2]
 REQUIREMENTS = ("litserve==0.2.19", "ray[serve]==2.60.0", "simplejpeg==1.9.0")
 
-Kind = Literal["taskpack", "fastapi", "litserve", "litserve batching", "ray"]
-KINDS: tuple[Kind, ...] = ("taskpack", "fastapi", "litserve", "litserve batching", "ray")
+Kind = Literal["taskpack", "taskpack sparing", "fastapi", "litserve", "litserve batching", "ray"]
+KINDS: tuple[Kind, ...] = ("taskpack", "taskpack sparing", "fastapi", "litserve", "litserve batching", "ray")
 BATCH = 8
 
 
@@ -32,8 +32,8 @@ class Server:
     """One contestant.
 
     Attributes:
-        kind: the program.
-        tuned: the peers': see `contenders/network.py`. Ours is as it is started without flags.
+        kind: the program; `sparing` keeps as few written views as it can (`--slot-bytes 1`).
+        tuned: the peers': see `contenders/network.py`. Ours is as it is.
         bf16: the arithmetic; float32 where not.
         cores: workers of one thread each; of LitServe's batching one worker with as many threads.
     """
@@ -44,15 +44,21 @@ class Server:
     cores: int
 
     @property
+    def ours(self) -> bool:
+        """Whether it is Taskpack."""
+        return self.kind.startswith("taskpack")
+
+    @property
     def name(self) -> str:
         """As tables and `--servers` have it."""
-        way = "" if self.kind == "taskpack" else " tuned" if self.tuned else " as written"
+        way = "" if self.ours else " tuned" if self.tuned else " as written"
         return f"{self.kind}{way} {'bf16' if self.bf16 else 'fp32'}"
 
     def command(self, tasks: Tasks, port: int, python: str) -> list[str]:
         """What starts it; `python` is the interpreter of the peers' environment."""
-        if self.kind == "taskpack":
+        if self.ours:
             flags = ["--port", str(port), "--workers", str(self.cores), "--dtype", "bf16" if self.bf16 else "fp32"]
+            flags += ["--slot-bytes", "1"] * (self.kind == "taskpack sparing")
             return [sys.executable, "-m", "taskpack", "serve", str(tasks.store), *flags]
         batching = self.kind == "litserve batching"
         program = CONTENDERS / f"{self.kind.split()[0]}_server.py"
@@ -73,7 +79,7 @@ class Server:
 
     def answer(self, told: Mapping[str, Any]) -> tuple[int, float]:
         """(class, score) of a response's JSON."""
-        if self.kind == "taskpack":
+        if self.ours:
             best = told["predictions"][0]["labels"][0]
             return best["id"], best["score"]
         return int(told["class"]), told["score"]
@@ -81,9 +87,9 @@ class Server:
 
 def contestants(cores: int) -> list[Server]:
     """All: ours in both dtypes; each peer as written, and tuned in both."""
-    ours = [Server("taskpack", False, bf16, cores) for bf16 in (False, True)]
+    ours = [Server(kind, False, bf16, cores) for kind in KINDS[:2] for bf16 in (False, True)]
     ways = [(False, False), (True, False), (True, True)]
-    return ours + [Server(kind, tuned, bf16, cores) for kind in KINDS[1:] for tuned, bf16 in ways]
+    return ours + [Server(kind, tuned, bf16, cores) for kind in KINDS[2:] for tuned, bf16 in ways]
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def targets(runs: Sequence[Run]) -> list[Target]:
         _speed("taskpack fp32", [name for name in tuned if name.endswith("fp32")], runs, count, 1.2),
         _speed("taskpack bf16", [name for name in tuned if name.endswith("bf16")], runs, count, 1.2),
     ]
-    for ours in ("taskpack fp32", "taskpack bf16"):
+    for ours in ("taskpack fp32", "taskpack bf16", "taskpack sparing fp32", "taskpack sparing bf16"):
         dtype = ours.split()[-1]
         rivals = [name for name in (*written, *tuned) if name.endswith(dtype)]
         found.append(_memory(ours, rivals, runs, count))

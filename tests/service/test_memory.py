@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from service.memory import GIB, host_memory, plan
+from service.memory import ARENAS, GIB, host_memory, plan
 
 
 @pytest.mark.parametrize("text", ["max\n", "not a number\n", str(1 << 62)])
@@ -92,3 +92,48 @@ print(before - resident() > 80 << 20)
 def test_what_was_freed_below_a_piece_in_use_is_given_back(way: str, said: str) -> None:
     done = subprocess.run([sys.executable, "-c", GIVEN_BACK, way], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == said
+
+
+HEAPS_OF_EIGHT_THREADS = """
+import ctypes, sys, tempfile, threading
+from service.memory import return_freed
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+libc.fopen.restype = libc.fdopen.restype = ctypes.c_void_p
+libc.malloc_info.argtypes = [ctypes.c_int, ctypes.c_void_p]
+libc.fclose.argtypes = [ctypes.c_void_p]
+if sys.argv[1] == "told":
+    return_freed()
+together = threading.Barrier(8)
+
+def take():
+    piece = libc.malloc(1 << 16)
+    together.wait()
+    libc.free(piece)
+
+threads = [threading.Thread(target=take) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+with tempfile.NamedTemporaryFile() as file:
+    stream = libc.fopen(file.name.encode(), b"w")
+    libc.malloc_info(0, stream)
+    libc.fclose(stream)
+    print(file.read().count(b"<heap nr="))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library has no such function")
+def test_threads_share_a_few_heaps() -> None:
+    heaps = {
+        way: int(
+            subprocess.run(
+                [sys.executable, "-c", HEAPS_OF_EIGHT_THREADS, way], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for way in ("told", "left alone")
+    }
+    assert heaps["told"] <= ARENAS < heaps["left alone"]

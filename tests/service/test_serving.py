@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from masks_store import InvalidInput, NotFound, Store, lacks_instructions, probe_faults, read_artifact, view_of
+from service import probing
 from service.engine import DeadlinePassed, Draining, Kernels, QueueFull, VersionFailed
 from service.engine.behind import Behind, Mix
 from service.loading import THREADS
@@ -540,3 +541,25 @@ async def test_memory_for_views_is_told_as_it_holds(full_store: Full) -> None:
     async with live.serve(store, slot_bytes=1) as serving:
         await serving.infer(versions["packnet"], images)
         assert 1 < serving.stats().slot_bytes <= serving.chosen["slot_bytes"]
+
+
+async def test_what_reading_files_leaves_behind_is_given_back(
+    full_store: Full, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back: list[float] = []
+    monkeypatch.setattr(probing, "TRIM_S", 0.0)
+    monkeypatch.setattr(probing, "CHECK_S", 0.01)
+    monkeypatch.setattr(probing, "trim", lambda: given_back.append(time.monotonic()))
+    store, versions = full_store
+    images = rig.pictures(store.backbone, 1, 5)
+    async with live.serve(store) as serving:
+        await settled(serving)
+        await until(lambda: bool(given_back))
+        await asyncio.sleep(0.1)
+        before = len(given_back)
+        await serving.infer(versions["bn"], images)
+        await asyncio.sleep(0.1)
+        assert len(given_back) == before, "no file was read for it"
+        await serving.unload(versions["bn"], 5.0)
+        await serving.infer(versions["bn"], images)
+        await until(lambda: len(given_back) == before + 1)
