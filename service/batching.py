@@ -105,7 +105,8 @@ class Batcher:
         self._age_limit_s = age_limit_s
         self._delay_s = delay_s
         self._clock = clock
-        self._changed = threading.Condition()
+        self._changed = threading.Lock()
+        self._asleep: list[tuple[int, threading.Condition]] = []  # workers, and what wakes each
         self._groups: dict[Hashable, _Group] = {}
         self._turns: dict[Hashable, int] = {}  # group, or (group, version) -> number of its last turn
         self._turn = 0
@@ -138,7 +139,7 @@ class Batcher:
                 group.images += request.size
                 self._requests += 1
                 self._images += request.size
-            self._changed.notify(len(requests))
+            self._wake(len(requests))
 
     def withdraw(self, request: QueuedRequest) -> bool:
         """Take a request out of the queue; False when a worker already has it or it is over."""
@@ -148,18 +149,20 @@ class Batcher:
             self._remove(request)
             return True
 
-    def take(self, loaded: Callable[[Hashable], bool]) -> list[QueuedRequest] | None:
+    def take(self, loaded: Callable[[Hashable], bool], worker: int = 0) -> list[QueuedRequest] | None:
         """The next batch, as soon as there is one; None when the queue is closed.
 
         Requests that are late are told so here and cost nothing else.
 
         Args:
             loaded: whether a group's weights are at hand.
+            worker: the number of the one that asks: of those that wait the lowest is woken, so that what comes one by
+                one is computed by the same worker, in memory that it has.
         """
         while True:
             with self._changed:
                 while not self._closed and not self._ripe():
-                    self._changed.wait(self._until_ripe())
+                    self._sleep(worker)
                 if self._closed:
                     return None
                 batch, late = self._compose(self._choose(self._ripe(), loaded))
@@ -185,9 +188,21 @@ class Batcher:
             left = [r for group in self._groups.values() for queue in group.queues.values() for r in queue]
             for request in left:
                 self._remove(request)
-            self._changed.notify_all()
+            self._wake(len(self._asleep))
         for request in left:
             request.done(reason)
+
+    def _sleep(self, worker: int) -> None:
+        own = worker, threading.Condition(self._changed)
+        self._asleep.append(own)
+        own[1].wait(self._until_ripe())
+        if own in self._asleep:  # nobody woke it
+            self._asleep.remove(own)
+
+    def _wake(self, most: int) -> None:
+        for own in sorted(self._asleep, key=lambda own: own[0])[:most]:
+            self._asleep.remove(own)
+            own[1].notify()
 
     def _wait_s(self) -> float:
         return self._images * self.pace_s / self._workers

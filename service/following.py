@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from .engine import Draining
 from .residency import Residency
+
+T = TypeVar("T")
 
 
 class Follower:
@@ -38,30 +42,44 @@ class Follower:
         """
         with self._lock:
             if self._next is None:
-                self._next = self._submit()
+                self._next = self._submit(self._look)
             look = self._next
-        return await asyncio.shield(asyncio.wrap_future(look))  # one who leaves does not take it from the others
+        return await _outcome(look)
 
     async def unload(self, version: str) -> None:
-        """`Residency.unload`, after the looks that are asked for already."""
+        """`Residency.unload`, after the looks that are asked for already.
+
+        Raises:
+            Draining: the server is stopping.
+        """
         with self._lock:
-            if self._closed:
-                return
-            job = self._thread.submit(self._residency.unload, version)
-        await asyncio.shield(asyncio.wrap_future(job))
+            job = self._submit(self._residency.unload, version)
+        await _outcome(job)
 
     def close(self) -> None:
         """Finish what has begun; blocks."""
         with self._lock:
-            self._closed = True
+            self._closed, self._next = True, None
         self._thread.shutdown(cancel_futures=True)
 
-    def _submit(self) -> concurrent.futures.Future[bool]:
+    def _submit(self, do: Callable[..., T], *args: Any) -> concurrent.futures.Future[T]:
         if self._closed:
             raise Draining("the server is stopping")
-        return self._thread.submit(self._look)
+        return self._thread.submit(do, *args)
 
     def _look(self) -> bool:
         with self._lock:
             self._next = None
         return self._residency.refresh()
+
+
+async def _outcome(job: concurrent.futures.Future[T]) -> T:
+    """What a job gives; one who leaves does not take it from the others."""
+    ended = asyncio.wrap_future(job)
+    ended.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # seen, even if nobody waits
+    try:
+        return await asyncio.shield(ended)
+    except asyncio.CancelledError:
+        if job.cancelled():
+            raise Draining("the server is stopping") from None
+        raise

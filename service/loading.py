@@ -42,7 +42,6 @@ class Loader:
         self._probes = probes
         self._threads = concurrent.futures.ThreadPoolExecutor(THREADS, "load")
         self._loads: dict[Record, _Load] = {}
-        self._closed = False
 
     async def loaded(self, record: Record, deadline: float | None) -> DeviceOverlay:
         """A leased version's own tensors on the device. What no thread has begun when nobody waits any more is dropped.
@@ -77,14 +76,15 @@ class Loader:
 
     def close(self) -> None:
         """Drop what has not begun, finish the rest; blocks."""
-        self._closed = True
         self._threads.shutdown(cancel_futures=True)
 
     def _begin(self, record: Record) -> _Load:
-        if self._closed:
-            raise Draining("the server is stopping")
         self._residency.extend(record)
-        job = self._threads.submit(self._load, record)
+        try:
+            job = self._threads.submit(self._load, record)
+        except RuntimeError:  # it was closed
+            self._residency.release(record)
+            raise Draining("the server is stopping") from None
         job.add_done_callback(lambda _: self._residency.release(record))
         load = self._loads[record] = _Load(job, asyncio.wrap_future(job))
         load.ended.add_done_callback(lambda _: self._forget(record, load))

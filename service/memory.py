@@ -18,7 +18,8 @@ take, for which new pages each time would cost a third of a decode."""
 KEPT = 1 << 25
 """Free bytes at a heap's end that stay for the next picture."""
 ARENAS = 2
-"""Heaps of all threads: what one thread has freed another can take; in one of its own it would stay."""
+"""Heaps of all threads, or a quarter of the cores: what one thread has freed another can take; in one of its own it
+would stay."""
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -73,10 +74,13 @@ def return_freed() -> bool:
     told = {
         "MALLOC_MMAP_THRESHOLD_": (M_MMAP_THRESHOLD, MAPPED),
         "MALLOC_TRIM_THRESHOLD_": (M_TRIM_THRESHOLD, KEPT),
-        "MALLOC_ARENA_MAX": (M_ARENA_MAX, ARENAS),
+        "MALLOC_ARENA_MAX": (M_ARENA_MAX, max(ARENAS, cores() // 4)),
     }
     mallopt = _of_the_c_library("mallopt")
-    return mallopt is not None and all(mallopt(*what) for name, what in told.items() if name not in os.environ)
+    if mallopt is None:
+        return False
+    taken = [mallopt(*what) for name, what in told.items() if name not in os.environ]
+    return all(taken)
 
 
 def trim() -> None:

@@ -186,7 +186,7 @@ def _compare(artifact: Artifact, got: Tensor, dtype: str) -> list[str]:
 class Checker:
     """A thread that probes what was not probed here, one version after another.
 
-    Idle, it reads claims ahead, and gives back to the system what reading files has left behind.
+    With nothing to probe it reads claims ahead, and gives back to the system what reading files has left behind.
 
     Args:
         store: whose claims the next registration needs.

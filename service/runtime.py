@@ -52,7 +52,7 @@ class Runtime:
         self.quotas = Quotas()
         self.bodies = Bodies(settings.max_inflight_bytes)
         self.uploads = asyncio.Semaphore(settings.max_uploads)
-        self.registering = ThreadPoolExecutor(settings.max_uploads, "register")
+        self._registering: ThreadPoolExecutor | None = None
         self.state: State = "starting"
         given = None if admin_token else given_token(settings)
         self._token = given.text if given else admin_token
@@ -83,6 +83,7 @@ class Runtime:
                 raise InvalidInput("no store is named: `taskpack serve STORE`, or TASKPACK_STORE")
             self._store = await asyncio.to_thread(Store.open, self.settings.store.absolute())
         self._namer = TaskNamer(self._store)
+        self._registering = ThreadPoolExecutor(self.settings.max_uploads, "register")
         settings = self.settings
         preprocess = self._store.backbone.manifest.preprocess
         gpu = await asyncio.to_thread(device_decoder, preprocess, settings.device) if settings.gpu_decode else None
@@ -132,7 +133,8 @@ class Runtime:
             self._decoder.close()
         if self._namer is not None:
             self._namer.close()
-        self.registering.shutdown(wait=False, cancel_futures=True)
+        if self._registering is not None:
+            self._registering.shutdown(wait=False, cancel_futures=True)
 
     # ------------------------------------------------------------ what it holds
 
@@ -150,6 +152,11 @@ class Runtime:
     def namer(self) -> TaskNamer:
         """Names the task of images."""
         return _there(self._namer)
+
+    @property
+    def registering(self) -> ThreadPoolExecutor:
+        """The threads that check artifacts."""
+        return _there(self._registering)
 
     @property
     def decoder(self) -> Decoder:

@@ -267,7 +267,12 @@ class Serving:
         while True:
             with contextlib.suppress(NotFound):
                 return self._residency.lease(version)
-            if await self._follower.refresh():  # another process may just have registered it
+            try:
+                async with asyncio.timeout(None if deadline is None else max(0.0, deadline - time.monotonic())):
+                    whole = await self._follower.refresh()  # another process may just have registered it
+            except TimeoutError:
+                raise DeadlinePassed("the deadline passed while the store's changes were taken in") from None
+            if whole:
                 return self._residency.lease(version)
             if deadline is not None and time.monotonic() > deadline:
                 raise DeadlinePassed("the deadline passed while the version was waiting for a deleted one to be let go")

@@ -15,6 +15,8 @@ log = logging.getLogger("taskpack.service")
 
 REMEMBERED = 8
 """Sets of candidates whose classifier is kept: keys that are limited to tasks ask among those only."""
+MOST_WITHOUT = 20_000
+"""Versions without sums that are remembered as such."""
 
 
 class TaskNamer:
@@ -60,7 +62,9 @@ class TaskNamer:
         known = self._known(key)
         if known is not None:  # made while this waited for the thread
             return known
-        at_hand = {version: sums for made in self._classifiers.values() for version, sums in made.sums.items()}
+        with self._lock:
+            others = list(self._classifiers.values())
+        at_hand = {version: sums for other in others for version, sums in other.sums.items()}
         found: dict[str, Sums] = {}
         for version in key:
             sums = at_hand.get(version) or self._read(version)
@@ -84,5 +88,7 @@ class TaskNamer:
             log.exception("version %s cannot be read: task=auto passes over it", version)
             return None
         if sums is None:
+            if len(self._without) >= MOST_WITHOUT:
+                self._without.clear()
             self._without.add(version)
         return sums

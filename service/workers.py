@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from .batching import Batcher, QueuedRequest
-from .engine import DeviceOverlay, Engine, Figure, Logits, Pictures, Sight
+from .engine import DeviceOverlay, Engine, Figure, Logits, Pictures, Sight, computing_in
+from .memory import cores
 from .turnout import Turnout
 
 log = logging.getLogger("taskpack.service")
@@ -75,7 +76,7 @@ class Workers:
         engine: the device.
         batcher: where batches come from.
         count: threads.
-        threads: what each may use inside an operator, on a CPU; one that is alone uses the others' too.
+        threads: what each may use inside an operator, on a CPU; the first one takes the others' too while it is alone.
         clock: the queue's.
     """
 
@@ -84,9 +85,12 @@ class Workers:
     ) -> None:
         self._engine = engine
         self._batcher = batcher
-        self._turnout = Turnout(count, threads)
+        most = min(count * threads, cores()) if engine.device.type == "cpu" else threads
+        self._turnout = Turnout(threads, most)
         self._clock = clock
-        self._running = [threading.Thread(target=self._loop, name=f"engine-{i}", daemon=True) for i in range(count)]
+        self._running = [
+            threading.Thread(target=self._loop, args=(i,), name=f"engine-{i}", daemon=True) for i in range(count)
+        ]
         self.batch_size = Figure((1, 2, 4, 8, 16, 32, 64, 128, 256))
         self.batch_tasks = Figure((1, 2, 4, 8, 16, 32, 64))
 
@@ -97,7 +101,7 @@ class Workers:
 
     def threads(self) -> tuple[int, ...]:
         """Numbers of threads that may compute a batch on a CPU, the usual one last."""
-        return tuple(dict.fromkeys((self._turnout.all, self._turnout.own)))
+        return tuple(dict.fromkeys((self._turnout.most, self._turnout.own)))
 
     def join(self) -> None:
         """Wait until all have ended, which they do when the queue is closed and their batch is done."""
@@ -105,49 +109,60 @@ class Workers:
             if thread.ident is not None:
                 thread.join()
 
-    def _loop(self) -> None:
-        while (batch := self._batcher.take(self._loaded)) is not None:
+    def _loop(self, number: int) -> None:
+        if self._engine.device.type == "cpu":
+            torch.set_num_threads(self._turnout.own)  # OpenMP's number is this thread's own
+        while (batch := self._batcher.take(self._loaded, number)) is not None:
             started = self._clock()
             images = sum(request.size for request in batch)
             self.batch_size.add(images)
             self.batch_tasks.add(len({request.version for request in batch}))
-            turn = self._turnout.begin(images, more=self._batcher.depth().requests > 0)
-            if self._engine.device.type == "cpu":
-                torch.set_num_threads(turn.threads)  # OpenMP's number is this thread's own
-            self._serve(batch)
+            kind = batch[0].group, images
+            turn = self._turnout.begin(kind, self._batcher.depth().requests > 0, first=number == 0)
+            outcomes = self._outcomes(batch, turn.threads)
             took = self._clock() - started
             self._turnout.end(turn, took)
             if turn.threads == self._turnout.own:  # as it will be when many come
                 self._batcher.served(images, took)
-            del batch  # the images and the task go before the next wait
+            _tell(batch, outcomes)
+            del batch, outcomes  # the images and the task go before the next wait
 
     def _loaded(self, group: Hashable) -> bool:
         assert isinstance(group, Group)
         return isinstance(group.weights, str) or self._engine.resident(group.weights, group.dtype)
 
-    def _serve(self, batch: Sequence[QueuedRequest]) -> None:
+    def _outcomes(self, batch: Sequence[QueuedRequest], threads: int) -> list[Answer | Exception]:
+        """What each request is told."""
         try:
-            logits = self._run(batch)
+            if threads == self._turnout.own:
+                logits = self._run(batch)
+            else:
+                with computing_in(threads):
+                    logits = self._run(batch)
         except Exception as error:
-            self._fail(batch, error)
-            return
+            return self._alone(batch, error)
         now = self._clock()
-        for request, own in zip(batch, logits, strict=True):
-            request.done(Answer(own, request.taken_at, now))
+        return [Answer(own, request.taken_at, now) for request, own in zip(batch, logits, strict=True)]
 
-    def _fail(self, batch: Sequence[QueuedRequest], error: Exception) -> None:
+    def _alone(self, batch: Sequence[QueuedRequest], error: Exception) -> list[Answer | Exception]:
         """One version may have broken a batch for the others: each is run alone, and only the culprit is told."""
         versions = dict.fromkeys(request.version for request in batch)
-        if len(versions) > 1:
-            for version in versions:
-                self._serve([request for request in batch if request.version == version])
-            return
-        log.error("a forward failed for version %s", batch[0].version, exc_info=error)
-        for request in batch:
-            request.done(error)
+        if len(versions) == 1:
+            log.error("a forward failed for version %s", batch[0].version, exc_info=error)
+            return [error] * len(batch)
+        told: dict[int, Answer | Exception] = {}
+        for version in versions:
+            own = [i for i, request in enumerate(batch) if request.version == version]
+            told |= zip(own, self._outcomes([batch[i] for i in own], self._turnout.own), strict=True)
+        return [told[i] for i in range(len(batch))]
 
     def _run(self, batch: Sequence[QueuedRequest]) -> list[Logits]:
         works: list[Work] = [request.work for request in batch]
         first = works[0]
         images, tasks = [work.images for work in works], [work.task for work in works]
         return self._engine.run(first.sight, first.dtype, images, tasks)
+
+
+def _tell(batch: Sequence[QueuedRequest], outcomes: Sequence[Answer | Exception]) -> None:
+    for request, outcome in zip(batch, outcomes, strict=True):
+        request.done(outcome)

@@ -86,7 +86,8 @@ def init(
         with threads(settings.threads):
             file = retrain(file, data, settings, reporter, runs)
     store = Store.create(Path(path), file, capacity=capacity)
-    remove_runs(runs)
+    if data is not None:
+        remove_runs(runs)
     return store
 
 

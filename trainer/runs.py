@@ -171,11 +171,11 @@ def drop_superseded(runs: Path, finished: RunFolder, task: str) -> None:
 def remove_runs(runs: Path) -> None:
     """Remove all runs that no process is at, and the folder if none is left."""
     for path in runs.iterdir() if runs.is_dir() else ():
-        lock = _lock(path)
+        lock = _lock(path) if (path / LOCK).exists() else None  # what is no run is not ours
         if lock is not None:
             shutil.rmtree(path, ignore_errors=True)
             os.close(lock)
-    with contextlib.suppress(OSError):  # another process's run is in it
+    with contextlib.suppress(OSError):  # another process's run is in it, or something else
         runs.rmdir()
 
 

@@ -29,7 +29,7 @@ from .threads import computing_in
 ACTS: dict[str | None, int] = {None: 0, "relu": 1, "relu6": 2}
 MANY = 8
 """Pictures of the batch, besides one, that an order is chosen for."""
-PLANNED = 32
+PLANNED = 64
 """Plans of a layer that are kept: for so many sizes of batch, or ways to end."""
 
 

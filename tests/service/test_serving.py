@@ -524,7 +524,8 @@ async def test_a_load_that_nobody_waits_for_any_more_is_not_begun(
                 await serving.infer(back, images, deadline=time.monotonic() + 0.05)
             for task in gone:
                 task.cancel()
-            assert await asyncio.gather(*gone, return_exceptions=True)
+            left = await asyncio.gather(*gone, return_exceptions=True)
+            assert all(isinstance(one, asyncio.CancelledError) for one in left)
             again = asyncio.create_task(serving.infer(back, images))  # joins no load that was given up
             await asyncio.sleep(0)
         finally:
@@ -562,4 +563,4 @@ async def test_what_reading_files_leaves_behind_is_given_back(
         assert len(given_back) == before, "no file was read for it"
         await serving.unload(versions["bn"], 5.0)
         await serving.infer(versions["bn"], images)
-        await until(lambda: len(given_back) == before + 1)
+        await until(lambda: len(given_back) > before)
