@@ -139,8 +139,3 @@ def short(name: str, longest: int = LONGEST_LABEL) -> str:
         return name
     end = longest // 2
     return f"{name[: longest - end - 1]}…{name[-end:]}"
-
-
-def percent(share: float) -> str:
-    """A share in percent, with one decimal."""
-    return f"{100 * share:.1f} %"

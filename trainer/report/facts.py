@@ -232,19 +232,19 @@ def gather(store: Store) -> Facts:
 def _verdict(ready: Sequence[Version], changed: Sequence[str], room: Room) -> str:
     """The newest task's accuracy, what became of the others, and the room that is left."""
     if not ready:
-        return f"no tasks yet, {_percent(room.share)} of the {'units' if room.of == 'units' else 'shared weights'} free"
+        return f"no tasks yet, {percent(room.share)} of the {'units' if room.of == 'units' else 'shared weights'} free"
     newest = ready[-1]
     metrics = newest.manifest.metrics
     parts: list[str] = []
     if metrics.test_top1 is not None:
-        parts.append(f"{_percent(metrics.test_top1)} test")
+        parts.append(f"{percent(metrics.test_top1)} test")
     elif metrics.val_top1 is not None:
-        parts.append(f"{_percent(metrics.val_top1)} validation")
+        parts.append(f"{percent(metrics.val_top1)} validation")
     parts.append(_forgotten(ready, changed))
     if f"{newest.task} {newest.version}" in changed:
         parts.append("it is itself not what it was when it was made")
     units = f" ({room.free:,} of {room.total:,} units)" if room.of == "units" else ""
-    parts.append(f"{_percent(room.share)} capacity left{units}")
+    parts.append(f"{percent(room.share)} capacity left{units}")
     parts += [told] if (told := told_left(room)) else []
     return f"{newest.task}: {', '.join(parts)}"
 
@@ -355,5 +355,6 @@ def _kept(run: Run, versions: Sequence[Version]) -> bool:
     return any(run.version == version.version for version in versions)
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share in percent, with one decimal."""
     return f"{100 * share:.1f} %"

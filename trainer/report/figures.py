@@ -25,12 +25,11 @@ from .drawing import (
     looks,
     name_rows,
     panel_figure,
-    percent,
     row_figure,
     short,
     to_png,
 )
-from .facts import Facts, PruneCurve, TaskFacts
+from .facts import Facts, PruneCurve, TaskFacts, percent
 
 MARKS = ("D", "s", "^", "v", "P", "X", "*", "<", ">", "h")
 NUMBERED = 12  # tasks up to which the sharing matrix has a number in every cell
