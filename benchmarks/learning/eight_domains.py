@@ -17,7 +17,8 @@ With several `--seeds` packnet equal, clr, bn and finetune run with all of them,
 sets, each trained alone (joint: on all); without it the middle one is used. `--reverse` packs in the other order, which
 PackNet's results depend on and the others' must not: it compares their digests with the forward result beside it.
 Cut to fit two cores, alike for every method: 64 pixels, 15 epochs over all phases; `--pictures 1000` cuts every set
-to at most so many training pictures, and a variant to half an hour in fp32.
+to at most so many training pictures, and a variant to half an hour in fp32. `--frozen` adds what the backbone's own
+features tell without training: a nearest class mean and a linear probe (frozen.py).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from .contest import choose_rate, mean_difference, same_seed, slug
+from .frozen import WAYS, frozen
 from .joint import train_jointly
 from .ledger import Ledger
 from .packing import Found
@@ -138,6 +140,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     add_pictures(parser)
     parser.add_argument("--choose", action="store_true", help="choose learning rates on validation pictures")
     parser.add_argument("--joint", action="store_true", help="all sets at once, too")
+    parser.add_argument("--frozen", action="store_true", help="the backbone's own features, too")
     parser.add_argument("--reverse", action="store_true", help="the other order")
     arguments = parse(parser, argv)
     protocol, work = protocol_of(arguments, pictures=arguments.pictures), arguments.work
@@ -174,6 +177,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if joint is not None and joint.get("setting") == joint_setting(sources, protocol):
         runs = [run | {"tasks": in_order(run["tasks"], names)} for run in joint["seeds"]]
         result["variants"]["joint"] = joint | {"seeds": runs}
+    result["frozen"] = earlier.get("frozen")
+    if arguments.frozen:
+        result["frozen"] = frozen(sources, protocol, seed, work)
     result["differences"] = differences(result)
     forward = read(arguments.out / "eight_domains.json")
     if arguments.reverse and forward:
@@ -237,6 +243,11 @@ def shown(result: dict[str, Any]) -> str:
                 f"{variant['lr']:g}{', chosen' if name in result.get('choices', {}) else ''}",
             ]
         )
+    for name in WAYS if result.get("frozen") else ():
+        of_tasks = [result["frozen"][name].get(task) for task in result["order"]]
+        if None not in of_tasks:
+            shown = [f"{100 * top1:.1f}" for top1 in (*of_tasks, statistics.mean(of_tasks))]
+            rows.append([name, *shown, *[""] * (len(rows[0]) - len(shown) - 1)])
     head = [
         "",
         *result["order"],

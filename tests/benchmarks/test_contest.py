@@ -399,6 +399,19 @@ def test_joint_training_learns_all_sets_in_one_network_and_stands_in_the_table(d
     assert turned == tasks[::-1], "trained once, whatever the order"
 
 
+def test_what_the_frozen_features_tell_stands_in_the_table(data, tmp_path, capsys):
+    flags = ["--data", str(data), "--work", str(tmp_path / "work"), "--out", str(tmp_path), "--arch", "tinyresnet"]
+    flags += ["--weights", "none", "--size", str(SIDE), "--epochs", "1", "--sets", "flowers89", "omniglot28"]
+    found = eight_domains.main([*flags, "--variants", "linear", "--frozen"])["frozen"]
+    lines = capsys.readouterr().out.splitlines()
+    for name in ("nearest class mean", "linear probe"):
+        tops = [found[name][task] for task in ("flowers89", "omniglot28")]
+        assert all(top > 0.25 for top in tops), "random features tell digits apart: chance is 0.1"
+        row = next(line for line in lines if line.startswith(f"| {name} |"))
+        assert f"| {100 * tops[0]:.1f} | {100 * tops[1]:.1f} | {50 * sum(tops):.1f} |" in row
+    assert eight_domains.main([*flags, "--variants", "linear"])["frozen"] == found, "taken over"
+
+
 def test_an_epoch_of_mixed_batches_shows_every_picture_of_every_task_once(data):
     preprocess = Preprocess(resize=SIDE, size=SIDE, mean=(0.5,) * 3, std=(0.5,) * 3)
     paths = [data / "flowers89.zip", data / "omniglot28.npz"]
