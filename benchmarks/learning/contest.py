@@ -20,7 +20,7 @@ from trainer.metrics import calibration_error, macro_f1
 from trainer.predictions import Predictions, from_csv
 from trainer.runs import RESULTS, predictions_file
 
-from .ledger import Ledger
+from .ledger import Ledger, differing
 from .packing import Found, train_once
 from .record import environment
 from .variants import VARIANTS, Protocol, Variant, settings_of
@@ -236,12 +236,9 @@ def compete(
 
 def _require_same(held: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     """Raise unless a run that a result holds was made as it would be now."""
-    if held == asked:
+    told = differing(held, asked)
+    if not told:
         return
-    told: list[str] = []
-    for part in (part for part in asked if held.get(part) != asked[part]):
-        inside: Mapping[str, Any] = asked[part] if isinstance(asked[part], dict) and held.get(part) else {}
-        told += sorted(name for name in inside if held[part].get(name) != inside[name]) or [part]
     raise SystemExit(
         f"the result holds {asked['variant']!r} run with another {', '.join(told)}; give --out another folder"
     )

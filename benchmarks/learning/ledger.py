@@ -30,9 +30,8 @@ class Ledger:
         self._found: dict[str, dict[str, Any]] = {}
         if self._path.exists():
             kept = json.loads(self._path.read_text(encoding="utf-8"))
-            if kept["setting"] != self._setting:
-                names = kept["setting"].keys() | self._setting.keys()
-                other = sorted(name for name in names if kept["setting"].get(name) != self._setting.get(name))
+            other = differing(kept["setting"], self._setting)
+            if other:
                 raise SystemExit(f"{folder} holds a run with another {', '.join(other)}; give --work another folder")
             self._found = kept["found"]
 
@@ -46,6 +45,29 @@ class Ledger:
             self._found[name] = step()
             write(self._path, {"setting": self._setting, "found": self._found})
         return self._found[name]
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """What two settings, as JSON has them, say differently: names, as `part.name` where they stand inside a part.
+
+    What is not there is None: a run that was made before a choice could be made was made without it.
+    """
+    names: list[str] = []
+    for name in sorted(one.keys() | other.keys()):
+        here, there = one.get(name), other.get(name)
+        inside = isinstance(here, dict) and isinstance(there, dict)
+        names += (
+            [f"{name}.{own}" for own in differing(here, there)] if inside else [name] if not _alike(here, there) else []
+        )
+    return names
+
+
+def _alike(one: Any, other: Any) -> bool:
+    if isinstance(one, dict) and isinstance(other, dict):
+        return not differing(one, other)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    return one == other
 
 
 @contextmanager
