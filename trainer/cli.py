@@ -151,25 +151,21 @@ def init(
             click.echo(str(interrupted), err=True)
             ctx.exit(128 + interrupted.number)
     with made:
-        layers = made.capacity_left().values()
-        free, total = sum(f for f, _ in layers), sum(t for _, t in layers)
-        if as_json:
-            print_json(
-                {
-                    "store": str(made.path),
-                    "backbone": made.backbone_digest,
-                    "arch": backbone,
-                    "free": free,
-                    "total": total,
-                }
-            )
-            return
-        size = made.backbone.manifest.image_size
-        click.echo(
-            f"{store}: {backbone}, {size} pixels, {total:,} weights, {free:,} of them free "
-            f"({100 * free / total:.1f} %)\n"
-            f"next: taskpack train {shlex.quote(store)} NAME --data SOURCE --method {first_method(made)}"
-        )
+        _tell_made(made, store, backbone, as_json)
+
+
+def _tell_made(made: Store, path: str, arch: str, as_json: bool) -> None:
+    layers = made.capacity_left().values()
+    free, total = sum(f for f, _ in layers), sum(t for _, t in layers)
+    if as_json:
+        digest = made.backbone_digest
+        print_json({"store": str(made.path), "backbone": digest, "arch": arch, "free": free, "total": total})
+        return
+    size = made.backbone.manifest.image_size
+    click.echo(
+        f"{path}: {arch}, {size} pixels, {total:,} weights, {free:,} of them free ({100 * free / total:.1f} %)\n"
+        f"next: taskpack train {shlex.quote(path)} NAME --data SOURCE --method {first_method(made)}"
+    )
 
 
 @click.command()

@@ -159,7 +159,7 @@ async def test_a_server_that_is_not_on_loopback_answers_nobody_without_a_key(sto
 
 async def test_a_keys_file_closes_what_open_would_open(store: Store, tmp_path: Path) -> None:
     async with running(store, open=True, keys_file=keys_file(tmp_path / "k", [])) as web:
-        problem(await web.client.get("/tasks"), 401)
+        assert "needs a key" in problem(await web.client.get("/tasks"), 401)["detail"]
 
 
 def test_without_an_admin_token_nobody_is_the_admin() -> None:
@@ -193,10 +193,11 @@ async def test_keys_travel_as_bearer_or_x_api_key(shared_keys: Web) -> None:
 
 async def test_a_malformed_or_doubled_key_is_refused(shared_keys: Web) -> None:
     client = shared_keys.client
-    problem(await client.get("/tasks", headers={"Authorization": KEY}), 401)
-    problem(await client.get("/tasks", headers={"Authorization": f"Basic {KEY}"}), 401)
-    problem(await client.get("/tasks", headers={"Authorization": "Bearer"}), 401)
-    problem(await client.get("/tasks", headers={**bearer(KEY), "X-API-Key": METRICS}), 400)
+    for wrong in (KEY, f"Basic {KEY}", "Bearer"):
+        refused = problem(await client.get("/tasks", headers={"Authorization": wrong}), 401)
+        assert refused["detail"] == "the Authorization header must be `Bearer KEY`", wrong
+    doubled = problem(await client.get("/tasks", headers={**bearer(KEY), "X-API-Key": METRICS}), 400)
+    assert "key" in doubled["detail"]
 
 
 async def test_a_key_for_one_task_sees_and_asks_only_that_one(shared_keys: Web) -> None:
@@ -216,8 +217,11 @@ async def test_a_key_for_one_task_sees_and_asks_only_that_one(shared_keys: Web) 
 
 
 async def test_a_key_for_some_tasks_cannot_find_out_which_others_there_are(shared_keys: Web) -> None:
-    for path in ("/tasks/plants", "/tasks/nothing-there"):
+    there, nowhere = [
         problem(await shared_keys.client.get(path, headers=bearer(BIRDS)), 403)
+        for path in ("/tasks/plants", "/tasks/nothing-there")
+    ]
+    assert there | {"request_id": ""} == nowhere | {"request_id": ""}
 
 
 async def test_a_rate_is_a_quota_with_a_time_to_come_back(store: Store, tmp_path: Path) -> None:
@@ -345,7 +349,9 @@ async def shared_hosts(made_store: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 async def test_the_host_is_checked_before_the_key(shared_hosts: Web) -> None:
-    problem(await shared_hosts.client.get("/tasks", headers={"Host": "evil.org", **ADMIN}), 421)
+    for key in (ADMIN, bearer("nobody-knows-me")):
+        refused = problem(await shared_hosts.client.get("/tasks", headers={"Host": "evil.org", **key}), 421)
+        assert "--allowed-hosts" in refused["detail"]
 
 
 # ---------------------------------------------------------------- secrets

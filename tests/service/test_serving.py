@@ -479,16 +479,26 @@ async def test_those_who_wait_for_the_store_share_a_look_and_take_no_other_threa
         assert len(gate.calls) <= 4, "each look asks until there is nothing more"
 
 
+@asynccontextmanager
+async def reading_shut(store: Store, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[tuple[Serving, Shut]]:
+    """A running engine that has to read each version's file anew, and cannot until the gate is opened."""
+    async with live.serve(store, host_bytes=0) as serving:
+        await settled(serving)
+        for version in store.versions():
+            await serving.unload(version.version, 5.0)
+        gate = Shut(monkeypatch, "artifact_bytes")
+        try:
+            yield serving, gate
+        finally:
+            gate.open.set()
+
+
 async def test_a_load_that_many_wait_for_keeps_no_other_version_waiting(
     full_store: Full, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, versions = full_store
     images = rig.pictures(store.backbone, 1, 5)
-    async with live.serve(store, host_bytes=0) as serving:
-        await settled(serving)
-        for version in versions.values():
-            await serving.unload(version, 5.0)
-        gate = Shut(monkeypatch, "artifact_bytes")
+    async with reading_shut(store, monkeypatch) as (serving, gate):
         try:
             many = [asyncio.create_task(serving.infer(versions["clr-a"], images)) for _ in range(12)]
             await until(lambda: versions["clr-a"] in gate.calls)
@@ -511,11 +521,7 @@ async def test_a_load_that_nobody_waits_for_any_more_is_not_begun(
     images = rig.pictures(store.backbone, 1, 5)
     *busy, late, back = (versions[name] for name in ("packnet", "piggyback", "clr-a", "clr-b", "bn", "linear"))
     assert len(busy) == THREADS
-    async with live.serve(store, host_bytes=0) as serving:
-        await settled(serving)
-        for version in versions.values():
-            await serving.unload(version, 5.0)
-        gate = Shut(monkeypatch, "artifact_bytes")
+    async with reading_shut(store, monkeypatch) as (serving, gate):
         try:
             loading = [asyncio.create_task(serving.infer(version, images)) for version in busy]
             await until(lambda: set(busy) <= set(gate.calls))
