@@ -86,7 +86,6 @@ from .networks import adapted as adapted
 from .networks import adapter_sites as adapter_sites
 from .networks import bias_params as bias_params
 from .networks import build as build
-from .networks import features_of as features_of
 from .networks import identity_adapter as identity_adapter
 from .networks import norm_modules as norm_modules
 from .networks import packable as packable

@@ -29,7 +29,8 @@ from .manifest import (
     parse_manifest,
 )
 from .methods.packnet import survivors
-from .networks import build, features_of, norm_modules, packable
+from .networks import build, norm_modules, packable
+from .shapes import Shapes, shapes_of, without_numbers
 from .units import UnitGraph, unit_graph
 from .weights import Weights, load_weights, state_faults
 
@@ -81,7 +82,7 @@ class Backbone:
     @cached_property
     def shape(self) -> nn.Module:
         """`shape_only` for those who only look: one for all, made once, and never to be changed or called."""
-        with torch.device("meta"):
+        with without_numbers():
             return build(self.manifest.arch, self.manifest.arch_args)
 
     @cached_property
@@ -96,9 +97,14 @@ class Backbone:
         }
 
     @cached_property
+    def shapes(self) -> Shapes:
+        """What its layers read and what it gives for a picture of its size."""
+        return shapes_of(self.shape, self.manifest.image_size)
+
+    @property
     def features(self) -> int:
         """Length of the feature vector that a head reads."""
-        return features_of(self.shape_only(), self.manifest.image_size)
+        return self.shapes.features
 
     @cached_property
     def units(self) -> UnitGraph:
@@ -214,7 +220,7 @@ def read_backbone(data: bytes, where: str = "backbone") -> Backbone:
     text, tensors = container.unpack(data, where)
     manifest = parse_manifest(text, BackboneManifest, where)
     try:
-        with torch.device("meta"):
+        with without_numbers():
             body = build(manifest.arch, manifest.arch_args)
     except InvalidInput as error:
         raise FormatError(f"{where}: {error}", error.faults) from error
@@ -276,6 +282,6 @@ def _size_faults(manifest: BackboneManifest) -> list[str]:
 
 def _check_size(body: nn.Module, arch: str, size: int) -> None:
     try:
-        features_of(body, size)
+        shapes_of(body, size)
     except RuntimeError as error:
         raise InvalidInput(f"{arch} cannot take pictures of {size} pixels: {error}") from error

@@ -6,7 +6,6 @@ A body maps images [N, 3, H, W] to features [N, F].
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
@@ -17,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 
 from .bodies import OWN_NAMES, is_own, own_body
 from .errors import InvalidInput
+from .shapes import torchvision_models
 
 FAMILIES = ("resnet", "wide_resnet", "resnext", "vgg", "mobilenet_v2", "densenet", "efficientnet")
 """Prefixes of torchvision's names that are accepted: convolutional classifiers whose head is one linear layer."""
@@ -55,8 +55,7 @@ def whole_network(arch: str, **args: Any) -> nn.Module:
     Raises:
         InvalidInput: another name; lists those that there are.
     """
-    from torchvision import models  # here, because importing it takes as long as importing torch
-
+    models = torchvision_models()  # here, because importing it takes time
     names = [name for name in models.list_models(models) if name.startswith(FAMILIES)]
     if arch not in names:
         raise InvalidInput(f"backbone {arch!r} is not supported; choose one of: {', '.join([*OWN_NAMES, *names])}")
@@ -71,13 +70,6 @@ def remove_head(network: nn.Module) -> str:
         setattr(network.get_submodule(parent), leaf, nn.Identity())
         return linears[-1]
     return ""
-
-
-def features_of(body: nn.Module, size: int) -> int:
-    """How many features the body gives for pictures of `size` pixels, found without computing."""
-    with torch.device("meta"):
-        shadow = copy.deepcopy(body).to("meta").eval()
-        return int(shadow(torch.empty(1, 3, size, size)).shape[1])
 
 
 def packable(body: nn.Module) -> dict[str, Tensor]:

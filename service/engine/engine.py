@@ -6,7 +6,7 @@ It knows neither HTTP nor the store. A task is passed in as a `DeviceOverlay`, n
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -14,7 +14,7 @@ from itertools import groupby
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from masks_store import Backbone, Claim, InvalidInput, Overlay, adapter_sites, plain_arithmetic
@@ -93,7 +93,8 @@ class Engine:
         self.backbone = backbone
         program = trace(backbone.shape_only())
         self._convs = {step.weight: step for step in program.steps if isinstance(step, Conv)}
-        self._sizes = _sizes(backbone, self._convs)
+        read = backbone.shapes.inputs
+        self._sizes = {name: (read[conv.module][1], read[conv.module][2]) for name, conv in self._convs.items()}
         self.shared = Shared(
             backbone, self.device, self._convs, self._sizes, onednn=onednn, ways=self.ways, threads=threads
         )
@@ -396,20 +397,3 @@ def _segments(tasks: Sequence[DeviceOverlay], starts: Sequence[int]) -> list[Seg
         at = list(group)
         segments.append(Segment(starts[at[0]], starts[at[-1] + 1], tasks[at[0]].layers))
     return segments
-
-
-def _sizes(backbone: Backbone, convs: Mapping[str, Conv]) -> dict[str, tuple[int, int]]:
-    """Weight name -> (H, W) of what its convolution reads, from a forward without numbers."""
-    body, sizes = backbone.shape_only().eval(), dict[str, tuple[int, int]]()
-
-    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def read(_module: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
-            sizes[name] = (inputs[0].shape[2], inputs[0].shape[3])
-
-        return read
-
-    for name, conv in convs.items():
-        body.get_submodule(conv.module).register_forward_hook(note(name))
-    size = backbone.manifest.image_size
-    body(torch.empty((1, 3, size, size), device="meta"))
-    return sizes
