@@ -231,7 +231,7 @@ def _verify_store(path: str) -> tuple[list[str], str]:
     with _open(path) as opened, Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("versions", total=None)
         faults = opened.verify(lambda done, total: bar.update(task, completed=done, total=total))
-        return faults, f"{len(opened.tasks())} tasks, {len(opened.versions())} versions" if not faults else "the store"
+        return faults, f"{opened.task_count()} tasks, {len(opened.versions())} versions" if not faults else "the store"
 
 
 def _outcome(faults: Sequence[str]) -> str:

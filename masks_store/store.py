@@ -139,6 +139,11 @@ class Store:
         with self.registry.read() as transaction:
             return transaction.tasks()
 
+    def task_count(self) -> int:
+        """How many tasks there are: one query, however many."""
+        with self.registry.read() as transaction:
+            return transaction.task_count()
+
     def task(self, name: str) -> Task:
         """One task, or `NotFound`."""
         with self.registry.read() as transaction:

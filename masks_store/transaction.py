@@ -125,6 +125,10 @@ class Transaction:
         """Whether the task has a version, in whatever state."""
         return self.connection.execute(select(tasks.c.name).where(tasks.c.name == name)).first() is not None
 
+    def task_count(self) -> int:
+        """How many tasks there are."""
+        return int(self.connection.execute(select(func.count()).select_from(tasks)).scalar_one())
+
     def tasks(self, name: str | None = None) -> list[Task]:
         """All tasks by name, or the one named."""
         wanted = select(tasks).order_by(tasks.c.name)

@@ -36,9 +36,8 @@ async def readyz(request: Request, query: Annotated[NoQuery, Query()]) -> Respon
 
 async def metrics(request: Request, query: Annotated[NoQuery, Query()]) -> Response:
     """Metrics in Prometheus' text format."""
-    return Response(
-        runtime_of(request).metrics.text(), headers={"Content-Type": CONTENT_TYPE, "Cache-Control": "no-store"}
-    )
+    text = await asyncio.to_thread(runtime_of(request).metrics.text)  # long where many tasks are asked for
+    return Response(text, headers={"Content-Type": CONTENT_TYPE, "Cache-Control": "no-store"})
 
 
 async def info(request: Request, query: Annotated[NoQuery, Query()]) -> Response:
@@ -46,7 +45,6 @@ async def info(request: Request, query: Annotated[NoQuery, Query()]) -> Response
     runtime = runtime_of(request)
     backbone = runtime.store.backbone.manifest
     stats = runtime.serving.stats()
-    tasks = await asyncio.to_thread(runtime.store.tasks)
     return Json(
         InfoOut(
             name="taskpack",
@@ -58,7 +56,7 @@ async def info(request: Request, query: Annotated[NoQuery, Query()]) -> Response
                 "keep": backbone.keep,
                 "preprocess": backbone.preprocess.model_dump(mode="json"),
             },
-            tasks=len(tasks),
+            tasks=await asyncio.to_thread(runtime.store.task_count),
             device=stats.device,
             dtype=stats.dtype,
             settings=runtime.effective(),

@@ -219,6 +219,7 @@ class Machine(RuleBasedStateMachine):
         assert {t.name: (dict(t.labels), list(t.versions)) for t in self.store.tasks()} == {
             task: (wanted[task], model.of(task)) for task in TASKS if model.of(task)
         }
+        assert self.store.task_count() == sum(1 for task in TASKS if model.of(task))
         for (task, label), version in model.labels.items():
             assert self.store.resolve(task, label).version == version
 
