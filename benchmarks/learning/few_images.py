@@ -9,7 +9,8 @@ expected    with five pictures the methods that train little (linear, bn, clr) a
 flowers89 and pacs_art_painting on a pretrained ResNet-18 at 64 pixels, each task alone in a new store, the methods as
 in eight_domains.py, the middle one of their learning rates; the published test split whole. The number of epochs is the
 same whatever the number of pictures, so that fewer pictures are shown fewer times in all, alike for every method.
-Validation is taken out of the few training pictures, as for any user.
+Validation is taken out of the few training pictures, as for any user. `--frozen` adds what the backbone's own features
+tell without training: a nearest class mean and a linear probe (frozen.py).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .contest import compete, slug
+from .frozen import WAYS, frozen
 from .photographs import parse, photograph_parser, protocol_of, sources_of
 from .record import environment, mean_sd, read, table, write
 from .variants import VARIANTS
@@ -30,6 +32,7 @@ TASKS = 8
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run, print a table, write the JSON; returns what was written."""
     parser = photograph_parser(__doc__, SETS)
+    parser.add_argument("--frozen", action="store_true", help="the backbone's own features, too")
     arguments = parse(parser, argv)
     if arguments.per_class is not None:
         parser.error("--per-class is what this experiment varies")
@@ -50,7 +53,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         if known and earlier[pictures]["protocol"] != protocol.as_json():
             parser.error(f"{path} holds runs of another protocol; give --out another folder")
         result["counts"][pictures] = part = {"protocol": protocol.as_json(), "sets": dict(known)}
-        for task, source in sources_of(arguments.data, arguments.sets, arguments.work / "sources", count).items():
+        sources = sources_of(arguments.data, arguments.sets, arguments.work / "sources", count)
+        part["frozen"] = earlier.get(pictures, {}).get("frozen")
+        if arguments.frozen:
+            part["frozen"] = frozen(sources, protocol, arguments.seeds[0], arguments.work / f"frozen-{pictures}")
+        for task, source in sources.items():
             part["sets"][task] = own = dict[str, Any]()
             where = arguments.work / f"{task}-{count or 'all'}"
             compete(
@@ -78,6 +85,11 @@ def shown(result: dict[str, Any]) -> str:
             tops = [run["tasks"][0]["test_top1"] for run in variant["seeds"] if run["tasks"]]
             if tops:
                 found.setdefault(name, {})[task, count] = mean_sd(tops, digits=1)
+    for task, count in columns:
+        for way in WAYS:
+            top1 = (result["counts"][count].get("frozen") or {}).get(way, {}).get(task)
+            if top1 is not None:
+                found.setdefault(way, {})[task, count] = f"{100 * top1:.1f}"
     rows = [[name, *(own.get(column, "") for column in columns)] for name, own in found.items()]
     return table(["", *(f"{task}, {count} a class" for task, count in columns)], rows)
 

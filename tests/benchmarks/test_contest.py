@@ -326,11 +326,16 @@ def test_few_images_trains_with_few_and_with_all_and_measures_on_the_same_pictur
     del stopped["counts"]["20"]["sets"]["flowers89"]
     (tmp_path / "few_images.json").write_text(json.dumps(stopped))
     elsewhere = ["--work", str(tmp_path / "another machine"), *flags[:2], *flags[4:-1]]
-    both = few_images.main([*elsewhere, "linear"])["counts"]
+    both = few_images.main([*elsewhere, "linear", "--frozen"])["counts"]
+    assert {count: part["frozen"]["setting"]["protocol"]["per_class"] for count, part in both.items()} == {
+        "5": 5, "20": 20, "all": None
+    }  # fmt: skip
     held = {count: sorted(part["sets"]["flowers89"]["variants"]) for count, part in both.items()}
     assert held == {"5": ["bn", "linear"], "20": ["linear"], "all": ["bn", "linear"]}
-    bn = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| bn |"))
-    assert bn.split("|")[3].strip() == "", "there is none yet"
+    told = {line.split("|")[1].strip(): line.split("|") for line in capsys.readouterr().out.splitlines() if "|" in line}
+    assert told["bn"][3].strip() == "", "there is none yet"
+    means = [f"{100 * part['frozen']['nearest class mean']['flowers89']:.1f}" for part in both.values()]
+    assert [cell.strip() for cell in told["nearest class mean"][2:5]] == means
 
 
 @pytest.fixture
