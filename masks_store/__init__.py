@@ -3,8 +3,8 @@
 Knows nothing of the web and of optimisers. FORMAT.md describes the files. Where to look:
 
 a file          container.py manifest.py artifact.py backbones.py weights.py bitmask.py pictures.py
-what a task is  networks.py bodies.py owners.py units.py unit_claims.py selections.py views.py probe.py images.py
-                arithmetic.py task_inference.py methods/
+what a task is  networks.py bodies.py owners.py takers.py units.py unit_claims.py selections.py views.py probe.py
+                images.py arithmetic.py task_inference.py methods/
 the store       store.py (its door) creation.py blobs.py files.py ledger.py occupancy.py reservations.py
                 admission.py registration.py removal.py verify.py process.py
 the registry    registry.py tables.py transaction.py records.py lookup.py inventory.py
@@ -97,9 +97,9 @@ from .owners import encode_claim as encode_claim
 from .owners import free_positions as free_positions
 from .owners import overlap as overlap
 from .owners import visible as visible
+from .positions import chosen as chosen
 from .positions import positions as positions
 from .positions import put as put
-from .positions import spread as spread
 from .probe import Prober as Prober
 from .probe import check_probe as check_probe
 from .probe import eager_prober as eager_prober

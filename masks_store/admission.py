@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from .artifact import Artifact, fit_faults
 from .backbones import Backbone
 from .errors import BackboneMismatch, FormatError
-from .owners import Claim, decode_claim
+from .owners import Claim, claim_over
 from .probe import Prober, check_probe
-from .selections import decode_selection
-from .unit_claims import CLNP, lineage_faults
+from .selections import selection_over
+from .takers import Takers
+from .unit_claims import CLNP, lineage_faults, unit_claim
 from .views import lineage_claims, task_digest, view_of
 
 TAKES = {"packnet": "weights", CLNP: "units"}
@@ -57,7 +58,7 @@ def check_content(
     backbone: Backbone,
     ancestors: Sequence[Artifact],
     prober: Prober,
-    above: Sequence[Claim] | None = None,
+    above: Takers | None = None,
 ) -> Claim:
     """Check that an artifact fits its lineage and computes what it says, and return its claim.
 
@@ -66,7 +67,7 @@ def check_content(
         backbone: the store's.
         ancestors: its lineage without itself, root first.
         prober: the engine that its probe must pass on.
-        above: the ancestors' claims, where they are at hand.
+        above: the ancestors' claims, where they are at hand (`Store.takers_of`).
 
     Returns:
         Parameter name -> bool of its shape; empty where it takes no shared weights.
@@ -78,19 +79,22 @@ def check_content(
     """
     faults = [*lineage_faults(artifact, ancestors), *fit_faults(artifact, backbone)]
     claim: Claim = {}
-    above = lineage_claims(backbone, ancestors) if above is None else above
+    above = Takers.of(lineage_claims(backbone, ancestors)) if above is None else above
+    seen = above.seen(backbone)
     try:
-        claim = decode_claim(artifact, backbone, above)
+        clnp = artifact.manifest.method == CLNP
+        claim = unit_claim(artifact, backbone, above.claims()) if clnp else claim_over(artifact, seen)
     except FormatError as error:
         faults += [fault for fault in error.faults if fault not in faults]
     try:
-        decode_selection(artifact, backbone, above)
+        selection_over(artifact, seen)
     except FormatError as error:
         faults += [fault for fault in error.faults if fault not in faults]
     if faults:
         raise FormatError(f"{artifact.version}: {len(faults)} fault(s) against backbone and lineage", faults)
+    del seen
     lineage = [*ancestors, artifact]
-    view = view_of(backbone, lineage, (*above, claim))
+    view = view_of(backbone, lineage, above.then(claim))
     computed = task_digest(backbone, view)
     if computed != artifact.manifest.task_digest:
         raise FormatError(

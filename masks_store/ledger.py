@@ -13,6 +13,7 @@ from .errors import StoreCorrupt
 from .occupancy import Occupancy
 from .owners import Claim, decode_claim
 from .registry import Registry
+from .takers import Takers
 
 FEW = 8
 """Claims that are decoded while others wait, where nobody asks for them yet."""
@@ -60,6 +61,14 @@ class Ledger:
         with self._lock:
             occupancy = self._now()
             return occupancy.claim(version) if version in occupancy else None
+
+    def takers(self, lineage: Sequence[Artifact]) -> Takers | None:
+        """The claims of a lineage, root first; None where one of them is not in the store (any more)."""
+        with self._lock:
+            occupancy = self._now()
+            if any(artifact.manifest.claims and artifact.version not in occupancy for artifact in lineage):
+                return None
+            return occupancy.takers([artifact.version for artifact in lineage])
 
     def known(self, version: str) -> Claim | None:
         """The claim of a version that has been decoded here already; None as well while others are being decoded."""

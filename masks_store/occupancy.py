@@ -6,12 +6,17 @@ claim would take a byte per weight and version.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from .backbones import Backbone
 from .errors import OutOfCapacity
 from .owners import Claim
+from .positions import positions
+from .takers import PIECE, Takers, numpy_kind
 
 _MOST = torch.iinfo(torch.int16).max
 
@@ -47,10 +52,12 @@ class Occupancy:
         versions = {number: version for version, number in self._numbers.items()}
         faults: list[str] = []
         for name in sorted(claim):
-            owners = self._owner[name][claim[name] & (self._owner[name] != 0)]  # most often empty
+            where = positions(claim[name])
+            owners = self._owner[name].view(-1)[where]
+            owners = owners[owners != 0]  # most often empty
             for number, count in zip(*(found.tolist() for found in owners.unique(return_counts=True)), strict=True):
                 faults.append(f"{name}: {count} claimed weights belong to {versions[number]}")
-            kept = int((self._kept[name] & claim[name]).sum())
+            kept = int(self._kept[name].view(-1)[where].sum())
             if kept:
                 faults.append(f"{name}: {kept} claimed weights belong to the backbone")
         return faults
@@ -63,7 +70,7 @@ class Occupancy:
         """
         number = self._free_number()
         for name, mask in claim.items():
-            self._owner[name][mask] = number
+            self._owner[name].view(-1)[positions(mask)] = number
         self._numbers[version] = number
         self._layers[version] = tuple(claim)
 
@@ -72,13 +79,33 @@ class Occupancy:
         number = self._numbers.pop(version)
         for name in self._layers.pop(version):
             owner = self._owner[name]
-            owner[owner == number] = 0
+            owner.view(-1)[positions(owner == number)] = 0
         self._released.append(number)
 
     def claim(self, version: str) -> dict[str, Tensor]:
         """The claim of a version: parameter name -> bool of its shape."""
         number = self._numbers[version]
         return {name: self._owner[name] == number for name in self._layers[version]}
+
+    def takers(self, lineage: Sequence[str]) -> Takers:
+        """Which version of a lineage took each weight, found in one pass; those that are not in here took nothing.
+
+        Args:
+            lineage: versions, root first.
+        """
+        numbers = np.zeros(len(self._numbers) + len(self._released) + 1, numpy_kind(len(lineage)))
+        held = {version: index for index, version in enumerate(lineage, 1) if version in self._numbers}
+        for version, index in held.items():
+            numbers[self._numbers[version]] = index
+        layers: dict[str, Tensor] = {}
+        for name in dict.fromkeys(name for version in held for name in self._layers[version]):
+            owner = self._owner[name].numpy().reshape(-1)
+            taken = np.empty(owner.shape, numbers.dtype)
+            for at in range(0, owner.size, PIECE):
+                piece = slice(at, at + PIECE)
+                np.take(numbers, owner[piece], out=taken[piece], mode="clip")  # any other mode buffers what it gives
+            layers[name] = torch.from_numpy(taken).view(self._owner[name].shape)
+        return Takers(len(lineage), layers)
 
     def free(self) -> dict[str, Tensor]:
         """Parameter name -> bool: the weights that nobody owns."""

@@ -15,7 +15,7 @@ from .artifact import Artifact
 from .backbones import Backbone, decode_mask, encode_mask
 from .errors import FormatError
 from .manifest import MaskInfo
-from .positions import positions, put
+from .positions import chosen, positions, put
 from .unit_claims import CLNP, unit_claim, unit_values
 
 Claim = Mapping[str, Tensor]
@@ -60,10 +60,24 @@ def decode_claim(artifact: Artifact, backbone: Backbone, ancestors: Sequence[Cla
     """
     if artifact.manifest.method == CLNP:
         return unit_claim(artifact, backbone, ancestors)
+    layers = [name.removeprefix("mask/") for name in artifact.manifest.claims]
+    return claim_over(artifact, _visible_in(backbone, ancestors, layers))
+
+
+def claim_over(artifact: Artifact, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`decode_claim` of an artifact that claims weights, not units, given what its lineage sees.
+
+    Args:
+        artifact: whose `mask/…` tensors are read.
+        seen: parameter name -> bool of its shape, at least for the layers that there are masks for: the weights that
+            the backbone or an ancestor owns.
+
+    Raises:
+        FormatError: as for `decode_claim`.
+    """
     claim: dict[str, Tensor] = {}
     faults: list[str] = []
     coded = {name.removeprefix("mask/"): artifact.tensors[name] for name in artifact.manifest.claims}
-    seen = _visible_in(backbone, ancestors, coded)
     for name, payload in coded.items():
         if name not in seen:
             faults.append(f"mask/{name}: the backbone has no such layer")
@@ -75,7 +89,7 @@ def decode_claim(artifact: Artifact, backbone: Backbone, ancestors: Sequence[Cla
             faults += error.faults
             continue
         claim[name] = torch.zeros_like(seen[name])
-        put(claim[name], where, bits)
+        claim[name].view(-1)[where[positions(bits)]] = True
     if faults:
         raise FormatError(f"{artifact.version}: its claim does not fit its lineage", faults)
     return claim
@@ -142,10 +156,10 @@ class Pool:
 
         A product would leave -0.0 under a negative and NaN under a non-finite value of somebody else's claim.
         """
-        zero = torch.zeros((), dtype=torch.float32)
-        return {
-            name: torch.where(
-                mask.to(self._weights[name].device), self._weights[name], zero.to(self._weights[name].device)
-            )
-            for name, mask in seen.items()
-        }
+        return {name: self._masked(self._weights[name], mask) for name, mask in seen.items()}
+
+    @staticmethod
+    def _masked(weights: Tensor, mask: Tensor) -> Tensor:
+        if weights.device.type == "cpu":
+            return chosen(weights, mask)
+        return torch.where(mask.to(weights.device), weights, weights.new_zeros(()))

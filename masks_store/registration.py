@@ -40,7 +40,7 @@ def register(store: Store, data: bytes, *, label: str, actor: str, prober: Probe
     check_capacity(artifact, store.capacity)
     _check_parent(store, artifact)
     ancestors = store.ancestors(artifact)
-    claim = check_content(artifact, store.backbone, ancestors, prober, store.claims_of(ancestors))
+    claim = check_content(artifact, store.backbone, ancestors, prober, store.takers_of(ancestors))
     generation = _check_place(store, artifact, claim)
     store.blobs.put(data)
     while True:

@@ -39,10 +39,22 @@ def decode_selection(artifact: Artifact, backbone: Backbone, claims: Sequence[Cl
         FormatError: an unknown layer, a mask of another length, or one that chooses weights that the lineage does
             not own; every fault at once.
     """
+    return selection_over(artifact, visible(backbone, claims)) if artifact.manifest.selections else {}
+
+
+def selection_over(artifact: Artifact, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`decode_selection`, given what the artifact's lineage sees without it.
+
+    Args:
+        artifact: whose `mask/…` (piggyback) or `pick/…` tensors are read.
+        seen: parameter name -> bool of its shape, for every layer: the weights that the backbone or an ancestor owns.
+
+    Raises:
+        FormatError: as for `decode_selection`.
+    """
     found: dict[str, Tensor] = {}
     faults: list[str] = []
     coded = artifact.manifest.selections
-    seen = visible(backbone, claims) if coded else {}
     for name, info in coded.items():
         kind, _, parameter = name.partition("/")
         if parameter not in seen:

@@ -24,12 +24,13 @@ from .errors import FormatError, NotFound, PreconditionFailed, StoreCorrupt
 from .files import Files, clean_temp, write_file
 from .ledger import Ledger, StoredClaims
 from .lookup import check_label, find_task, find_version
-from .owners import Claim, decode_claim
+from .owners import Claim
 from .probe import Prober, eager_prober
 from .process import origin
 from .records import Event, ProbeResult, Registered, Task, Version
 from .registry import Registry
 from .reservations import Reservation, reserve
+from .takers import Takers
 from .verify import store_faults
 from .views import View, lineage_claims, view_of
 
@@ -250,13 +251,10 @@ class Store:
         """
         return self._ledger.known(version)
 
-    def claims_of(self, lineage: Sequence[Artifact]) -> list[Claim]:
-        """The claims of a lineage, root first; those that the store holds are not decoded again."""
-        found: list[Claim] = []
-        for artifact in lineage:
-            held = self._ledger.claim(artifact.version)
-            found.append(decode_claim(artifact, self.backbone, found) if held is None else held)
-        return found
+    def takers_of(self, lineage: Sequence[Artifact]) -> Takers:
+        """The claims of a lineage, root first; those of a lineage that the store holds are not decoded again."""
+        held = self._ledger.takers(lineage)
+        return Takers.of(lineage_claims(self.backbone, lineage)) if held is None else held
 
     def claims(self) -> Mapping[str, Claim]:
         """Version -> claim, of every version that holds one, retired ones too; made one by one as they are read."""

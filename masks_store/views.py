@@ -21,8 +21,10 @@ from .backbones import Backbone
 from .manifest import Preprocess
 from .methods.clnp import cut
 from .networks import adapted, bias_params
-from .owners import Claim, Pool, claimed_values, decode_claim, visible
-from .selections import decode_selection
+from .owners import Claim, claimed_values, decode_claim, visible
+from .positions import chosen
+from .selections import Selection, decode_selection, selection_over
+from .takers import Takers
 from .unit_claims import gated_state, used_units
 from .units import Units
 
@@ -87,9 +89,7 @@ def weights_key(backbone: Backbone, lineage: Sequence[Artifact]) -> str:
     return next((a.version for a in reversed(lineage) if a.manifest.masks), backbone.digest)
 
 
-def selection_of(
-    backbone: Backbone, lineage: Sequence[Artifact], claims: Sequence[Claim] | None = None
-) -> dict[str, Tensor]:
+def selection_of(backbone: Backbone, lineage: Sequence[Artifact], claims: Sequence[Claim] | None = None) -> Selection:
     """The selection under which the last artifact of a lineage computes: that of the nearest version with masks.
 
     So a selection holds for the version that has it and for the order-free tasks that are built on it; a version
@@ -106,12 +106,18 @@ def selection_of(
     Raises:
         FormatError: a claim or a selection that does not fit its lineage.
     """
-    key = weights_key(backbone, lineage)
-    at = next((i for i, artifact in enumerate(lineage) if artifact.version == key), None)
-    if at is None or not lineage[at].manifest.selections:
+    at = _chooser(backbone, lineage)
+    if at is None:
         return {}
     above = lineage_claims(backbone, lineage[:at]) if claims is None else claims[:at]
     return decode_selection(lineage[at], backbone, above)
+
+
+def _chooser(backbone: Backbone, lineage: Sequence[Artifact]) -> int | None:
+    """Which of a lineage has the selection under which the last of it computes; None where nothing is hidden."""
+    key = weights_key(backbone, lineage)
+    at = next((i for i, artifact in enumerate(lineage) if artifact.version == key), None)
+    return None if at is None or not lineage[at].manifest.selections else at
 
 
 def seen_by(backbone: Backbone, lineage: Sequence[Artifact], claims: Sequence[Claim]) -> dict[str, Tensor]:
@@ -139,8 +145,7 @@ def owned_weights(backbone: Backbone, lineage: Sequence[Artifact]) -> dict[str, 
     Raises:
         FormatError: a claim that does not fit its lineage.
     """
-    claims = lineage_claims(backbone, lineage)
-    return _pool(backbone, lineage, claims).masked(visible(backbone, claims))
+    return _owned(backbone, lineage, Takers.of(lineage_claims(backbone, lineage)))
 
 
 def overlay_of(lineage: Sequence[Artifact]) -> Overlay:
@@ -163,23 +168,21 @@ def overlay_of(lineage: Sequence[Artifact]) -> Overlay:
     return Overlay(norm, bias, adapter, tensors["head.weight"].float(), tensors["head.bias"].float())
 
 
-def view_of(backbone: Backbone, lineage: Sequence[Artifact], claims: Sequence[Claim] | None = None) -> View:
+def view_of(backbone: Backbone, lineage: Sequence[Artifact], takers: Takers | None = None) -> View:
     """Materialise the view of the last artifact of a lineage.
 
     Args:
         backbone: the shared network.
         lineage: root first, the version itself last.
-        claims: the lineage's, where they are at hand.
+        takers: the lineage's claims, where they are at hand.
 
     Raises:
         FormatError: a claim or a selection that does not fit its lineage.
     """
-    return view_with(backbone, lineage, shared_weights(backbone, lineage, claims))
+    return view_with(backbone, lineage, shared_weights(backbone, lineage, takers))
 
 
-def shared_weights(
-    backbone: Backbone, lineage: Sequence[Artifact], claims: Sequence[Claim] | None = None
-) -> dict[str, Tensor]:
+def shared_weights(backbone: Backbone, lineage: Sequence[Artifact], takers: Takers | None = None) -> dict[str, Tensor]:
     """Parameter name -> float32: the shared weights that the last of a lineage sees, +0.0 everywhere else.
 
     Of a lineage without masks they are the backbone's own (`Backbone.own`), shared and not copied.
@@ -187,15 +190,18 @@ def shared_weights(
     Args:
         backbone: the shared network.
         lineage: root first, the version itself last.
-        claims: the lineage's, where they are at hand.
+        takers: the lineage's claims, where they are at hand.
 
     Raises:
         FormatError: a claim or a selection that does not fit its lineage.
     """
     if not any(artifact.manifest.masks for artifact in lineage):
         return dict(backbone.own)
-    claims = lineage_claims(backbone, lineage) if claims is None else claims
-    return _pool(backbone, lineage, claims).masked(seen_by(backbone, lineage, claims))
+    takers = Takers.of(lineage_claims(backbone, lineage)) if takers is None else takers
+    at = _chooser(backbone, lineage)
+    selection = {} if at is None else selection_over(lineage[at], takers.seen(backbone, at))
+    weights = _owned(backbone, lineage, takers)
+    return weights | {name: chosen(weights[name], shown) for name, shown in selection.items()}
 
 
 def view_with(backbone: Backbone, lineage: Sequence[Artifact], weights: Mapping[str, Tensor]) -> View:
@@ -306,12 +312,9 @@ def task_digest(backbone: Backbone, view: View) -> str:
     return "sha256:" + hasher.hexdigest()
 
 
-def _pool(backbone: Backbone, lineage: Sequence[Artifact], claims: Sequence[Claim]) -> Pool:
-    """A pool that holds the claims of a lineage."""
-    pool = Pool(backbone)
-    for artifact, claim in zip(lineage, claims, strict=True):
-        pool.write(claim, claimed_values(artifact, backbone))
-    return pool
+def _owned(backbone: Backbone, lineage: Sequence[Artifact], takers: Takers) -> dict[str, Tensor]:
+    """Parameter name -> float32: all that a lineage owns, and +0.0 elsewhere."""
+    return takers.weights(backbone, [claimed_values(artifact, backbone) for artifact in lineage])
 
 
 def _floats(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

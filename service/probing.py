@@ -133,7 +133,7 @@ class Probes:
                     task = load_pooled(self._engine, backbone, lineage, dtype)
                 else:
                     overlay, fold = overlay_of(lineage), folds(lineage)
-                    task = self._engine.load(leaf.version, overlay, dtype, folds=fold, weights=view.weights)
+                    task = self._engine.load(leaf.version, overlay, dtype, folds=fold, weights=view.weights, alone=True)
                 images = unpack_images(leaf.tensors["probe.images"], backbone.manifest.image_size)
                 found[dtype] = torch.from_numpy(self._run(Work(sight, dtype, images, task)))
                 if len(self._fresh) >= MOST_FRESH:

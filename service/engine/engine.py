@@ -149,6 +149,7 @@ class Engine:
         folds: bool,
         shown: Tensor | None = None,
         weights: Mapping[str, Tensor] | None = None,
+        alone: bool = False,
     ) -> DeviceOverlay:
         """Bring a task's own tensors to the device and a compute dtype; norms and head stay float32.
 
@@ -160,11 +161,15 @@ class Engine:
             shown: of `Shared.shown`, for a task that does not see the backbone alone.
             weights: parameter name -> float32 weight, of a smaller network of its own (`masks_store.cut_view`) or of a
                 view that is in no pool yet (`masks_store.View.weights`).
+            alone: the weights are of this version only, so that they need not be compared with others' by their digest.
         """
         layers = self._frame.layers(overlay, dtype, folds=folds, compiled=self._compiled)
         head = (overlay.head_weight, overlay.head_bias)
         head_weight, head_bias = (tensor.to(self.device, torch.float32).contiguous() for tensor in head)
-        own = None if weights is None else self._own(weights, layers.scales, dtype)
+        own = None
+        if weights is not None:
+            key = f"{version} {dtype}" if alone else own_key(weights, dtype, layers.scales)
+            own = self._own(key, weights, layers.scales, dtype)
         row = None if folds or self._kernels.rows is None else self._row(overlay, weights or {})
         if row is not None:  # which it is computed by: its numbers are on the device once
             layers = replace(layers, behind={})
@@ -337,15 +342,10 @@ class Engine:
         with torch.inference_mode(), self._stages.of(out).queue():
             self.shared.fill(out, dtype, task.shown, scales, base=base, scale_table=table)
 
-    def _own(self, weights: Mapping[str, Tensor], scales: Mapping[str, Tensor], dtype: str) -> Weights:
-        def scaled(name: str, weight: Tensor) -> Tensor:
-            return weight * scales[name].cpu().view(-1, *(1,) * (weight.dim() - 1)) if name in scales else weight
-
-        folded = {name: scaled(name, weight) for name, weight in weights.items()}
-        key = own_key(folded, dtype)
+    def _own(self, key: str, weights: Mapping[str, Tensor], scales: Mapping[str, Tensor], dtype: str) -> Weights:
         found = self._own_weights.get(key)  # of a loaded task that has the very same
         if found is None:
-            made = own_weights(key, folded, self.shared.layout(dtype))
+            made = own_weights(key, weights, self.shared.layout(dtype), scales)
             found = self._own_weights.setdefault(key, made)
         return found
 

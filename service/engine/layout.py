@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -97,12 +97,20 @@ class Layout:
         Returns:
             uint8 [total / 8] on the layout's device, one bit a position, the first in the lowest bit.
         """
-        shown = np.zeros(self.total, dtype=bool)
-        for name, place in self.places.items():
-            at = self.offsets[name]
-            shown[at : at + place.length] = (place.arranged(mask[name].float()) != 0).cpu().numpy()
-        device = next(iter(self.places.values())).device
-        return torch.from_numpy(np.packbits(shown, bitorder="little")).to(device)
+        return self.packed((name, mask[name].float()) for name in self.places)
+
+    def packed(self, masks: Iterable[tuple[str, Tensor]]) -> Tensor:
+        """`bits` of masks that are made one after another, for every layer.
+
+        Args:
+            masks: parameter name, and float32 of its shape, 0 where hidden.
+        """
+        shown = np.zeros(self.total // 8, np.uint8)
+        for name, mask in masks:
+            place, at = self.places[name], self.offsets[name] // 8  # layers begin at whole bytes
+            own = np.packbits((place.arranged(mask) != 0).cpu().numpy(), bitorder="little")
+            shown[at : at + len(own)] = own
+        return torch.from_numpy(shown).to(next(iter(self.places.values())).device)
 
 
 def layout_of(
@@ -169,13 +177,17 @@ def _one_behind_the_other(places: Mapping[str, Place], threads: int) -> Layout:
     return Layout(places, offsets, total, threads)
 
 
-def own_weights(key: str, weights: Mapping[str, Tensor], layout: Layout) -> Weights:
+def own_weights(
+    key: str, weights: Mapping[str, Tensor], layout: Layout, scales: Mapping[str, Tensor] | None = None
+) -> Weights:
     """A task's own smaller network, or its whole view, in places like the shared ones.
 
     Args:
-        key: `own_key` of the weights.
-        weights: parameter name -> float32 weight, scaled already; of any number of channels.
+        key: `own_key` of the weights and scales, or what else names them.
+        weights: parameter name -> float32 weight; of any number of channels.
         layout: of the shared weights.
+        scales: parameter name -> float32 [O], what the weight's output channels are multiplied with; not those of
+            layers that are not there.
     """
     shared = layout.places
     with computing_in(layout.threads):
@@ -185,14 +197,19 @@ def own_weights(key: str, weights: Mapping[str, Tensor], layout: Layout) -> Weig
         }
     made = _one_behind_the_other(places, layout.threads).new()
     for name, weight in weights.items():
-        made.memory[name].copy_(places[name].arranged(weight))
+        made.memory[name].copy_(places[name].arranged(_scaled(name, weight, scales)))
     return replace(made, memory={}, flat=None, key=key)
 
 
-def own_key(weights: Mapping[str, Tensor], dtype: str) -> str:
-    """Digest of a task's own weights, float32, and of the dtype that they are computed in."""
+def own_key(weights: Mapping[str, Tensor], dtype: str, scales: Mapping[str, Tensor] | None = None) -> str:
+    """Digest of a task's own weights, float32, as its scales multiply them, and of the dtype to compute them in."""
     hasher = hashlib.sha256(dtype.encode())
     for name, weight in sorted(weights.items()):
         hasher.update(f"{name} {list(weight.shape)} ".encode())
-        hasher.update(weight.detach().cpu().contiguous().numpy().data)
+        hasher.update(_scaled(name, weight, scales).detach().cpu().contiguous().numpy().data)
     return hasher.hexdigest()
+
+
+def _scaled(name: str, weight: Tensor, scales: Mapping[str, Tensor] | None) -> Tensor:
+    scale = None if scales is None else scales.get(name)
+    return weight if scale is None else weight * scale.cpu().view(-1, *(1,) * (weight.dim() - 1))

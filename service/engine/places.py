@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from masks_store import positions, put
+
 from . import onednn
 from .behind import finish
 from .onednn import MANY, Laid, Order, Refused, geometry_of, order_of
@@ -82,6 +84,28 @@ class Place:
             return memory.reshape(self.shape)
         o, i, h, w = self.shape
         return memory.reshape(o, h, w, i).permute(0, 3, 1, 2).contiguous()
+
+    def moved(self, where: Tensor) -> tuple[Tensor, Tensor]:
+        """Where in memory some of a weight's numbers lie.
+
+        Their numbers in `where`, from 1 on, are sent through the order in digits that the dtype holds exactly.
+
+        Args:
+            where: int64 [N], ascending row-major places in the weight; on the CPU.
+
+        Returns:
+            (int64 [N], ascending positions in memory; int64 [N], which of `where` lies at each); on the CPU.
+        """
+        numbers, base, step = torch.arange(1, len(where) + 1), _WHOLE[self.dtype], 1
+        found: Tensor | None = None  # [length]
+        while found is None or step <= len(where):
+            digits = torch.zeros(self.shape)
+            put(digits, where, numbers // step % base)
+            arranged = self.arranged(digits).cpu()
+            found = arranged if found is None else found + arranged.double() * step
+            step *= base
+        at = positions(found != 0)
+        return at, found[at].long() - 1
 
     def like(self, shape: torch.Size) -> Place:
         """A place of this kind for another number of channels, of which nothing is known but how to lie there."""

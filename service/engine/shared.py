@@ -8,12 +8,14 @@ each dtype that is asked for; the float32 pool is the one that the others are ma
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from masks_store import Backbone, Claim, OutOfCapacity, Selection, positions, put, spread
+from masks_store import Backbone, Claim, OutOfCapacity, Selection, positions, put
 
 from .blocks import blocks_of
 from .layout import DTYPES, Layout, Weights, layout_of
@@ -22,6 +24,8 @@ from .program import Conv
 from .ways import Ways, settle
 
 FREE, KEPT, FIRST_CLAIM, OWNERS = 0, 1, 2, 1 << 15
+PIECE = 1 << 17
+"""Weights that are looked up at a time: their numbers, eight bytes each for a moment, stay in a core's cache."""
 
 
 class Shared:
@@ -129,10 +133,11 @@ class Shared:
         """The versions (or `backbone`) that own a position of `claim` now; empty when it may be written."""
         found: set[int] = set()
         for name, mask in claim.items():
-            found |= {int(i) for i in self._owners[name].view(-1)[positions(mask)].unique().tolist()}
+            owners = self._owners[name].view(-1)[positions(mask)]
+            found |= {int(i) for i in owners[owners != FREE].unique().tolist()}  # most often none
         with self._lock:
             names = {owner_id: version for version, owner_id in self._ids.items()} | {KEPT: "backbone"}
-        return sorted(names[owner_id] for owner_id in found - {FREE})
+        return sorted(names[owner_id] for owner_id in found)
 
     def claim(self, version: str, claim: Claim, values: Mapping[str, Tensor]) -> None:
         """Write a version's claim: its values into the pool, then its name on the positions.
@@ -153,12 +158,11 @@ class Shared:
             with self._lock:
                 pools = [(self.layout(dtype), pool) for dtype, pool in self._pool.items()]
             for name, mask in claim.items():
-                full = spread(values[name].float().cpu(), mask)
+                where, own = positions(mask), values[name].float().cpu()
                 for layout, pool in pools:
-                    place = layout.places[name]
-                    where = positions((place.arranged(mask.float()) != 0).cpu())
-                    put(pool.memory[name], where, place.arranged(full).reshape(-1)[where])
-                self._owners[name].masked_fill_(mask, owner_id)
+                    at, which = layout.places[name].moved(where)
+                    put(pool.memory[name], at, own[which])
+                self._owners[name].view(-1)[where] = owner_id
             settle(self.device)
             with self._lock:
                 self._ids[version] = owner_id
@@ -170,7 +174,7 @@ class Shared:
                 owner_id = self._ids.pop(version, None)
             if owner_id is not None:
                 for owner in self._owners.values():
-                    owner[owner == owner_id] = FREE
+                    owner.view(-1)[positions(owner == owner_id)] = FREE
 
     def _free_id(self) -> int:
         with self._lock:
@@ -193,14 +197,16 @@ class Shared:
             As `Layout.bits`.
         """
         with self._lock:
-            seen = torch.tensor([KEPT, *(self._ids[version] for version in claims)])
-        table = torch.zeros(OWNERS, dtype=torch.bool).index_fill_(0, seen, True)
-        mask = {
-            name: table.index_select(0, owner.view(-1).int()).view(owner.shape) for name, owner in self._owners.items()
-        }
-        for name, chosen in (selection or {}).items():
-            mask[name] &= chosen
-        return self.layout(dtype).bits(mask)
+            seen = [KEPT, *(self._ids[version] for version in claims)]
+        table = np.zeros(max(seen) + 2, np.float32)  # its last: of all that came later
+        table[seen] = 1.0
+
+        def masks() -> Iterator[tuple[str, Tensor]]:
+            for name, owner in self._owners.items():
+                mask = _looked_up(table, owner)
+                yield name, mask.mul_(selection[name]) if selection and name in selection else mask
+
+        return self.layout(dtype).packed(masks())
 
     def fill(
         self,
@@ -243,6 +249,15 @@ class Shared:
             if dtype not in self._blocks:
                 self._blocks[dtype] = blocks_of(self.layout(dtype))
             return self._blocks[dtype]
+
+
+def _looked_up(table: NDArray[np.float32], owner: Tensor) -> Tensor:
+    """float32 [its shape]: what the table has for each number; its last for those beyond it."""
+    flat, found = owner.view(-1).numpy(), torch.empty(owner.shape)
+    out = found.view(-1).numpy()
+    for at in range(0, len(flat), PIECE):
+        np.take(table, flat[at : at + PIECE], out=out[at : at + PIECE], mode="clip")
+    return found
 
 
 __all__ = ["DTYPES", "Shared"]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from masks_store import Claim, OutOfCapacity, free_positions, overlap
 from masks_store import occupancy as module
 from masks_store.occupancy import Occupancy
+from masks_store.takers import Takers
 from tests import zoo
 
 BACKBONE = zoo.backbone(keep=0.5)
@@ -41,6 +42,13 @@ def test_it_says_what_the_claims_say_whatever_comes_and_goes(steps: list[tuple[b
         for held, claim in claims.items():
             assert held in occupancy
             assert all(torch.equal(occupancy.claim(held)[name], claim[name]) for name in LAYERS)
+        order = sorted(claims, reverse=seed % 2 == 1)
+        lineage = [*order[:1], "took nothing", *order[1:]]
+        expected = Takers.of([claims.get(one, {}) for one in lineage])
+        found = occupancy.takers(lineage)
+        assert found.count == expected.count
+        assert found.layers.keys() == expected.layers.keys()
+        assert all(torch.equal(taken, expected.layers[name]) for name, taken in found.layers.items())
     greedy = claim_of({name: torch.ones_like(kept) for name, kept in BACKBONE.kept.items()}, seed, 0.5)
     backbone = {"the backbone": BACKBONE.kept}
     expected = overlap(greedy, {**claims, **backbone})

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from masks_store import positions, put, spread
+from masks_store import chosen, positions, put
 
 MASKS = arrays.arrays(np.bool_, arrays.array_shapes(max_dims=4, min_side=0, max_side=5)).map(torch.from_numpy)
 
@@ -38,10 +38,17 @@ def test_put_writes_there_and_nowhere_else(mask: torch.Tensor, dtype: torch.dtyp
     assert torch.equal(into, expected)
 
 
-@given(MASKS, st.sampled_from([torch.float32, torch.bool]))
-def test_spread_is_zero_where_nothing_is_set(mask: torch.Tensor, dtype: torch.dtype) -> None:
-    values = torch.ones(int(mask.sum()), dtype=dtype)
-    assert torch.equal(spread(values, mask), mask.to(dtype))
+@given(MASKS, st.data())
+def test_chosen_are_the_same_bits_where_the_mask_is_set_and_plus_zero_elsewhere(
+    mask: torch.Tensor, data: st.DataObject
+) -> None:
+    """Whatever the numbers: NaN, infinity and -0.0 too."""
+    numbers = data.draw(arrays.arrays(np.float32, tuple(mask.shape)))
+    values = torch.from_numpy(numbers)
+    found = chosen(values, mask)
+    assert torch.equal(found.view(torch.int32), torch.where(mask, values, 0.0).view(torch.int32))
+    assert found.shape == mask.shape
+    assert np.array_equal(values.numpy(), numbers, equal_nan=True)
 
 
 def test_put_never_writes_into_a_copy() -> None:

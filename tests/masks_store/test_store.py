@@ -284,6 +284,31 @@ def test_tensors_altered_after_training_are_refused_by_the_task_digest(store: St
     assert store.tasks() == []
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_on_ancestors_a_damaged_claim_and_another_value_are_refused(store: Store, known: bool):
+    """Whether this process has their claims at hand or reads them for it."""
+    birds = put(store, "birds", "packnet")
+    owls = put(store, "owls", "packnet", on=birds, seed=1)
+    sound = read_artifact(artifact(store, "finches", "packnet", on=owls, seed=2))
+    name = next(name for name, info in sound.manifest.masks.items() if info.ones > 1)
+    value = name.replace("mask/", "value/")
+    info = sound.manifest.masks[name]
+    wrong: list[tuple[str, dict[str, object], dict[str, Tensor]]] = [
+        ("task digest .* altered after training", {}, {value: sound.tensors[value].flip(0)}),
+        ("fault", {}, {name: sound.tensors[name][:-1].clone()}),
+        ("fault", {"masks": {**sound.manifest.masks, name: info.model_copy(update={"bits": info.bits - 1})}}, {}),
+    ]
+    before = state(store)
+    with Store.open(store.path) as elsewhere:
+        asked = store if known else elsewhere
+        for why, fields, tensors in wrong:
+            data = write_artifact(sound.manifest.model_copy(update=fields), {**sound.tensors, **tensors})
+            with pytest.raises(FormatError, match=why) as caught:
+                asked.register(data)
+            assert why != "fault" or all(fault.startswith(name) for fault in caught.value.faults)
+    assert state(store) == before
+
+
 def test_an_artifact_whose_probe_gives_other_logits_is_refused(store: Store):
     data = altered(store, lambda sound: ({}, {"probe.logits": sound.tensors["probe.logits"] + 1.0}))
     with pytest.raises(ProbeFailed):
@@ -765,12 +790,17 @@ def test_order_free_versions_register_side_by_side_while_others_read(store: Stor
 
 def test_the_claims_of_a_lineage_are_the_decoded_ones_whether_the_store_has_it_or_not(store: Store):
     birds = put(store, "birds", "packnet")
-    owls = put(store, "owls", "packnet", on=birds)
-    lineage = [*store.lineage(owls), read_artifact(artifact(store, "finches", on=owls))]
+    owls = put(store, "owls", "packnet", on=birds, seed=1)
+    lineage = [*store.lineage(owls), read_artifact(artifact(store, "finches", "packnet", on=owls, seed=2))]
     expected = lineage_claims(store.backbone, lineage)
-    found = store.claims_of(lineage)
-    assert [sorted(claim) for claim in found] == [sorted(claim) for claim in expected]
-    assert all(torch.equal(one[name], other[name]) for one, other in zip(found, expected, strict=True) for name in one)
+    assert all(any(bool(mask.any()) for mask in claim.values()) for claim in expected)
+    for known in (lineage[:-1], lineage):
+        found = store.takers_of(known)
+        assert found.count == len(known)
+        for one, other in zip(found.claims(), expected, strict=False):
+            assert {name: mask.tolist() for name, mask in one.items() if mask.any()} == {
+                name: mask.tolist() for name, mask in other.items() if mask.any()
+            }
 
 
 def test_a_claim_that_was_just_registered_and_deleted_is_not_remembered(store: Store):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from masks_store import positions
 from service.engine import onednn, places
 from service.engine.layout import DTYPES, Layout, layout_of, own_key, own_weights
 from service.engine.places import (
@@ -75,6 +76,40 @@ def test_a_weight_comes_back_bit_for_bit(geometry: tuple[int, ...], dtype: str, 
     place = place_of(way, dtype, *geometry)
     weight = torch.randn(place.shape).to(place.dtype)
     assert place.restored(place.arranged(weight)).equal(weight)
+
+
+@pytest.mark.parametrize("way", [*WAYS, "plain"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("share", [0.0, 0.02, 1.0])
+def test_numbers_are_found_in_memory_by_their_places_in_the_weight(
+    geometry: tuple[int, ...], dtype: str, way: str, share: float
+) -> None:
+    """More of them than either dtype counts exactly in one digit of bfloat16."""
+    o, i, kernel, _ = geometry
+    shape = torch.Size((o, i, kernel, kernel))
+    plain = plain_place(shape, DTYPES[dtype], torch.device("cpu"))
+    place = plain if way == "plain" else place_of(way, dtype, *geometry)
+    random = torch.Generator().manual_seed(0)
+    weight = (torch.rand(shape, generator=random) + 0.5).to(place.dtype)
+    mask = torch.rand(shape, generator=random) < share
+    where = positions(mask)
+    at, which = place.moved(where)
+    memory = torch.zeros(place.length, dtype=place.dtype)
+    memory[at] = weight.view(-1)[where][which]
+    assert at.tolist() == sorted(set(at.tolist()))
+    assert sorted(which.tolist()) == list(range(len(where)))
+    assert memory.equal(place.arranged(torch.where(mask, weight, 0.0)))
+
+
+def test_more_numbers_than_one_digit_holds_are_told_apart_in_fp32_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest layers have more than 2^24 weights."""
+    place = plain_place(torch.Size((12, 5, 3, 3)), torch.float32, torch.device("cpu"))
+    where = torch.arange(0, 540, 2)
+    expected = place.moved(where)
+    for base in (2, 7, 269, 270, 271):
+        monkeypatch.setitem(places._WHOLE, torch.float32, base)
+        assert all(torch.equal(one, other) for one, other in zip(place.moved(where), expected, strict=True))
 
 
 @pytest.mark.parametrize("threads", [1, 2])

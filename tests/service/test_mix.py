@@ -21,6 +21,7 @@ from masks_store import (
     create,
     free_positions,
     lineage_claims,
+    overlay_of,
     read_backbone,
     selection_of,
     view_of,
@@ -28,7 +29,7 @@ from masks_store import (
 from service.engine import DeviceOverlay, Engine, Kernels, Logits, Pictures
 from service.engine.behind import Mix
 from service.engine.places import Place
-from service.residency import load_pooled
+from service.residency import folds, load_pooled
 
 from .. import zoo
 from ..processor import HAS_BF16
@@ -153,6 +154,23 @@ def test_a_materialised_view_is_the_reference_s_bit_for_bit(dtype: str, onednn: 
         view = view_of(own.backbone, lineage).weights
         for layer, got in filled(own.engine, own.loaded[name], dtype).items():
             assert torch.equal(got.float().view(torch.int32), view[layer].to(got.dtype).float().view(torch.int32)), name
+
+
+def test_weights_of_one_version_alone_answer_as_those_that_are_compared_with_others() -> None:
+    """So the probe of a version that is in no pool yet computes; in fp32 with the very numbers of its view."""
+    own = made()
+    name = next(name for name, lineage in own.tasks.items() if lineage[-1].manifest.method == "packnet")
+    lineage, images = own.tasks[name], rig.pictures(own.backbone, 2, 5)
+    weights, overlay = view_of(own.backbone, lineage).weights, overlay_of(lineage)
+    answers: list[Logits] = []
+    keys: set[str] = set()
+    for version, alone in ((lineage[-1].version, False), (lineage[-1].version, True), ("another", True)):
+        task = own.engine.load(version, overlay, "fp32", folds=folds(lineage), weights=weights, alone=alone)
+        assert task.weights is not None
+        keys.add(task.weights.key)
+        answers += own.engine.run(own.sight(name), "fp32", [images], [task])
+    assert len(keys) == 3
+    assert all(np.array_equal(answer, own.run([name], [images])[0]) for answer in answers)
 
 
 def filled(engine: Engine, task: DeviceOverlay, dtype: str = "fp32") -> dict[str, Tensor]:
