@@ -1,7 +1,7 @@
 """Who owns which free weight, in one number per weight: derived from the claims, and small however many there are.
 
-Claims never overlap, so one owner number per weight holds all of them. Two bytes a weight, where a bool tensor per
-claim would take a byte per weight and version.
+Claims never overlap, so one owner number per weight holds all of them: a byte a weight, two from the 256th claim on,
+where a bool tensor per claim would take a byte per weight and version.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .backbones import Backbone
 from .errors import OutOfCapacity
 from .owners import Claim
 from .positions import positions
-from .takers import PIECE, Takers, numpy_kind
+from .takers import PIECE, Takers, numbered, numpy_kind
 
 _MOST = torch.iinfo(torch.int16).max
 
@@ -30,7 +30,7 @@ class Occupancy:
 
     def __init__(self, backbone: Backbone) -> None:
         self._kept = backbone.kept
-        self._owner = {name: torch.zeros(kept.shape, dtype=torch.int16) for name, kept in backbone.kept.items()}
+        self._owner = {name: torch.zeros(kept.shape, dtype=torch.uint8) for name, kept in backbone.kept.items()}
         self._numbers: dict[str, int] = {}
         self._released: list[int] = []
         self._layers: dict[str, tuple[str, ...]] = {}
@@ -69,6 +69,7 @@ class Occupancy:
             OutOfCapacity: more than 32,767 claims in one store.
         """
         number = self._free_number()
+        self._owner = numbered(self._owner, number)
         for name, mask in claim.items():
             self._owner[name].view(-1)[positions(mask)] = number
         self._numbers[version] = number

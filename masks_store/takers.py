@@ -111,6 +111,17 @@ class Takers:
         return found
 
 
+def numbered(layers: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
+    """The same numbers in tensors that can hold `number` too.
+
+    Args:
+        layers: parameter name -> uint8 or int16.
+        number: at most 32,767.
+    """
+    wide = numpy_kind(number) is not np.uint8
+    return {name: numbers.to(torch.int16) if wide else numbers for name, numbers in layers.items()}
+
+
 def numpy_kind(count: int) -> type[np.uint8 | np.int16]:
     """The smaller of the types that a lineage of so many versions is numbered in."""
     return np.uint8 if count <= np.iinfo(np.uint8).max else np.int16

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from masks_store import Backbone, Claim, OutOfCapacity, Selection, positions, put
+from masks_store import Backbone, Claim, OutOfCapacity, Selection, numbered, positions, put
 
 from .blocks import blocks_of
 from .layout import DTYPES, Layout, Weights, layout_of
@@ -67,8 +67,9 @@ class Shared:
         self._ids: dict[str, int] = {}
         self._lock = threading.RLock()  # of the dicts above
         self._writing = threading.RLock()  # of pool and owners; never held by a reader
-        # On the host, row-major: only registrations read it. True is KEPT, False is FREE.
-        self._owners = {name: kept.to(torch.int16) for name, kept in backbone.kept.items()}
+        # On the host, row-major: only registrations read it. True is KEPT, False is FREE. Numbers that need two bytes
+        # come in new tensors, so that who reads the old ones meanwhile sees the claims that he asked for.
+        self._owners = {name: kept.to(torch.uint8) for name, kept in backbone.kept.items()}
         self._free = any(not bool(kept.all()) for kept in backbone.kept.values())
 
     def layout(self, dtype: str) -> Layout:
@@ -155,6 +156,7 @@ class Shared:
             if version in self.claims():
                 return
             owner_id = self._free_id()
+            self._owners = numbered(self._owners, owner_id)
             with self._lock:
                 pools = [(self.layout(dtype), pool) for dtype, pool in self._pool.items()]
             for name, mask in claim.items():

@@ -65,3 +65,17 @@ def test_more_claims_than_numbers_are_refused(monkeypatch: pytest.MonkeyPatch):
     occupancy.remove("a")
     occupancy.add("c", {})
     assert occupancy.versions == ("b", "c")
+
+
+def test_claims_keep_their_weights_when_numbers_outgrow_a_byte():
+    occupancy, layer = Occupancy(BACKBONE), "layers.2.0.conv1.weight"
+    free = (~BACKBONE.kept[layer]).nonzero()[:300]
+    assert len(free) == 300
+    for number, at in enumerate(free):
+        claim = torch.zeros_like(BACKBONE.kept[layer])
+        claim[tuple(at)] = True
+        occupancy.add(f"version {number}", {layer: claim})
+    for number, at in enumerate(free):
+        assert torch.equal(occupancy.claim(f"version {number}")[layer].nonzero(), at[None])
+    occupancy.remove("version 299")
+    assert occupancy.counts()[layer][0] == int((~BACKBONE.kept[layer]).sum()) - 299
