@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -40,7 +40,7 @@ class Shapes:
 
 
 @contextmanager
-def without_numbers() -> Iterator[None]:
+def without_numbers() -> Generator[None]:
     """Modules that are built inside are on the meta device: names and shapes alone."""
     with torch.device("meta"), _Undrawn():
         yield
@@ -57,9 +57,9 @@ def shapes_of(body: nn.Module, size: int) -> Shapes:
     inputs: dict[str, tuple[int, ...]] = {}
     for name, module in shadow.named_modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
-            module.forward = partial(_given, module, inputs, name)
+            vars(module)["forward"] = partial(_given, module, inputs, name)
         elif isinstance(module, (_BatchNorm, nn.ReLU, nn.ReLU6, nn.SiLU, nn.Dropout)):
-            module.forward = torch.positive
+            vars(module)["forward"] = torch.positive
     with torch.no_grad():
         return Shapes(inputs, int(shadow(torch.zeros(1, 3, size, size)).shape[1]))
 
@@ -85,9 +85,10 @@ def torchvision_models() -> ModuleType:
             raise AttributeError(name)
         return getattr(compiler(), name)
 
-    vars(stand_in).update(
-        __getattr__=wanted, is_compile_supported=lambda *given: wanted("is_compile_supported")(*given)
-    )
+    def can_compile(device: str) -> bool:
+        return wanted("is_compile_supported")(device)
+
+    vars(stand_in).update(__getattr__=wanted, is_compile_supported=can_compile)
     sys.modules[_COMPILER] = stand_in
     try:
         return import_module("torchvision.models")
