@@ -14,7 +14,8 @@ latency    one caller that does next to nothing: a request's time less its decod
            engine's bare one. A machine's speed changes by more than a millisecond of a forward from minute to minute
 register   seconds from `POST /tasks` of one more task to its first answer, which waits among the callers, less what its
            probe took by `Server-Timing`, its wait for the engine included; and the 99th percentile of the other tasks'
-           waits in the seconds around it over that of as many seconds before (targets: 1 second, and 1.2)
+           waits in the seconds around it over that of as many seconds before (targets: 1 second, and 1.2).
+           `--callers 4` keeps the one worker as busy as 16 do, with a shorter queue for the first answer to wait in
 
 Tasks and JPEGs are those of benchmarks/peers; answers are compared with the slow reference first.
 """
@@ -206,14 +207,14 @@ class Registration:
 
 
 def measure_registration(
-    tasks: Tasks, server: Server, rounds: int, seconds: float
+    tasks: Tasks, server: Server, rounds: int, seconds: float, asking: int
 ) -> tuple[list[Registration], list[float]]:
-    """Per round, a registration, and the others' 99th percentile meanwhile over that before."""
+    """Per round, a registration while so many are `asking`, and the others' 99th percentile then over that before."""
     took: list[Registration] = []
     ratios: list[float] = []
     with (
         started(server, tasks, sys.executable) as running,
-        Callers(server, running, tasks, tasks.names, CALLERS) as callers,
+        Callers(server, running, tasks, tasks.names, asking) as callers,
         httpx.Client(base_url=running.url, trust_env=False, timeout=60) as admin,
     ):
         callers.wait_until_ready()
@@ -302,7 +303,7 @@ def measured(arguments: argparse.Namespace, tasks: Tasks) -> dict[str, Any]:
         rows["bare forward, ms"] = round(forward, 3)
         rows["forward in the server, x bare"] = round(statistics.median(one.forward for one in lone) / forward, 3)
     if "register" in arguments.rows:
-        took, meanwhile = measure_registration(tasks, enough, rounds, seconds)
+        took, meanwhile = measure_registration(tasks, enough, rounds, seconds, arguments.callers)
         beside = statistics.median(one.rest + one.answer for one in took)
         row("register: to its first answer, beside its probe, s", beside, 1.0, at_most=True)
         for part in ("probe", "rest", "answer"):
@@ -320,6 +321,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="http: latency, too")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--callers", type=int, default=CALLERS, help="of the row register")
     parser.add_argument("--out", type=Path, help="a JSON file of its own")
     parser.add_argument("--engine", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -338,6 +340,7 @@ def main() -> None:
         "workers": 1,
         "threads": 1,
         "callers": CALLERS,
+        "callers of register": arguments.callers,
         "rounds": arguments.rounds,
         "seconds": arguments.seconds,
         "rows": rows,
