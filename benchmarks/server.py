@@ -15,7 +15,7 @@ latency    one caller that does next to nothing: a request's time less its decod
 register   seconds from `POST /tasks` of one more task to its first answer, which waits among the callers, less what its
            probe took by `Server-Timing`, its wait for the engine included; and the 99th percentile of the other tasks'
            waits in the seconds around it over that of as many seconds before (targets: 1 second, and 1.2).
-           `--callers 4` keeps the one worker as busy as 16 do, with a shorter queue for the first answer to wait in
+           `--callers 4` keeps the one worker busy, too, with a shorter queue for the first answer to wait in
 
 Tasks and JPEGs are those of benchmarks/peers; answers are compared with the slow reference first.
 """

@@ -119,6 +119,7 @@ from .selections import Selection as Selection
 from .selections import decode_selection as decode_selection
 from .selections import encode_selection as encode_selection
 from .store import Store as Store
+from .takers import Takers as Takers
 from .takers import numbered as numbered
 from .task_inference import DIMENSIONS as DIMENSIONS
 from .task_inference import Guess as Guess

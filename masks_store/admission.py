@@ -92,7 +92,7 @@ def check_content(
         faults += [fault for fault in error.faults if fault not in faults]
     if faults:
         raise FormatError(f"{artifact.version}: {len(faults)} fault(s) against backbone and lineage", faults)
-    del seen
+    del seen  # a byte a weight, which the view needs no more
     lineage = [*ancestors, artifact]
     view = view_of(backbone, lineage, above.then(claim))
     computed = task_digest(backbone, view)

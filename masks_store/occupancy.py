@@ -16,9 +16,7 @@ from .backbones import Backbone
 from .errors import OutOfCapacity
 from .owners import Claim
 from .positions import positions
-from .takers import PIECE, Takers, numbered, numpy_kind
-
-_MOST = torch.iinfo(torch.int16).max
+from .takers import MOST, PIECE, Takers, number_type, numbered
 
 
 class Occupancy:
@@ -94,7 +92,8 @@ class Occupancy:
         Args:
             lineage: versions, root first.
         """
-        numbers = np.zeros(len(self._numbers) + len(self._released) + 1, numpy_kind(len(lineage)))
+        most = len(self._numbers) + len(self._released)
+        numbers = torch.zeros(most + 1, dtype=number_type(len(lineage))).numpy()
         held = {version: index for index, version in enumerate(lineage, 1) if version in self._numbers}
         for version, index in held.items():
             numbers[self._numbers[version]] = index
@@ -119,6 +118,6 @@ class Occupancy:
     def _free_number(self) -> int:
         if self._released:
             return self._released.pop()
-        if len(self._numbers) >= _MOST:
-            raise OutOfCapacity(f"a store holds at most {_MOST:,} versions that claim weights; begin another store")
+        if len(self._numbers) >= MOST:
+            raise OutOfCapacity(f"a store holds at most {MOST:,} versions that claim weights; begin another store")
         return len(self._numbers) + 1

@@ -1,4 +1,4 @@
-"""Networks without numbers: built without drawing any, and measured without computing.
+"""Networks without numbers: built without drawing any, and measured at next to no cost.
 
 torch's own way to both, modules on the meta device, takes random initialisation and many operators through its
 compiler's Python, whose import costs a server 100 MB and more than a second.
@@ -49,6 +49,9 @@ def without_numbers() -> Generator[None]:
 def shapes_of(body: nn.Module, size: int) -> Shapes:
     """What a body's layers read and what it gives for a picture of `size` pixels; its numbers are not looked at.
 
+    A forward in which layers give memory of the right shape, poolings look at one channel, and only what the network
+    does between its modules is computed.
+
     Raises:
         RuntimeError: it takes no pictures of that size.
     """
@@ -58,10 +61,12 @@ def shapes_of(body: nn.Module, size: int) -> Shapes:
     for name, module in shadow.named_modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             vars(module)["forward"] = partial(_given, module, inputs, name)
+        elif isinstance(module, (nn.MaxPool2d, nn.AvgPool2d)):
+            vars(module)["forward"] = partial(_pooled, module.forward)
         elif isinstance(module, (_BatchNorm, nn.ReLU, nn.ReLU6, nn.SiLU, nn.Dropout)):
             vars(module)["forward"] = torch.positive
     with torch.no_grad():
-        return Shapes(inputs, int(shadow(torch.zeros(1, 3, size, size)).shape[1]))
+        return Shapes(inputs, int(shadow(torch.empty(1, 3, size, size)).shape[1]))
 
 
 def torchvision_models() -> ModuleType:
@@ -71,8 +76,6 @@ def torchvision_models() -> ModuleType:
     imported, another module stands in its place, which imports the compiler when that function, or any other name of
     it, is wanted.
     """
-    if _COMPILER in sys.modules:
-        return import_module("torchvision.models")
     stand_in = ModuleType(_COMPILER)
 
     def compiler() -> ModuleType:
@@ -89,7 +92,8 @@ def torchvision_models() -> ModuleType:
         return wanted("is_compile_supported")(device)
 
     vars(stand_in).update(__getattr__=wanted, is_compile_supported=can_compile)
-    sys.modules[_COMPILER] = stand_in
+    if "torch._dynamo" in sys.modules or sys.modules.setdefault(_COMPILER, stand_in) is not stand_in:
+        return import_module("torchvision.models")
     try:
         return import_module("torchvision.models")
     finally:
@@ -110,12 +114,12 @@ class _Undrawn(TorchFunctionMode):
 
 
 def _given(layer: nn.Conv2d | nn.Linear, inputs: dict[str, tuple[int, ...]], name: str, read: Tensor) -> Tensor:
-    """Zeros of the shape that a layer gives; notes the shape that it reads."""
+    """Memory of the shape that a layer gives; notes the shape that it reads."""
     inputs[name] = tuple(read.shape[1:])
     if isinstance(layer, nn.Linear):
         if read.shape[1] != layer.in_features:
             raise RuntimeError(f"{name} reads {layer.in_features} numbers where there are {read.shape[1]}")
-        return read.new_zeros(len(read), layer.out_features)
+        return read.new_empty(len(read), layer.out_features)
     one_channel = F.conv2d(
         read[:, :1],
         read.new_zeros(1, 1, *layer.kernel_size),
@@ -123,4 +127,9 @@ def _given(layer: nn.Conv2d | nn.Linear, inputs: dict[str, tuple[int, ...]], nam
         padding=layer.padding,
         dilation=layer.dilation,
     )
-    return read.new_zeros(len(read), layer.out_channels, *one_channel.shape[2:])
+    return read.new_empty(len(read), layer.out_channels, *one_channel.shape[2:])
+
+
+def _pooled(pool: Callable[[Tensor], Tensor], read: Tensor) -> Tensor:
+    """Memory of the shape that a pooling gives."""
+    return read.new_empty(*read.shape[:2], *pool(read[:, :1]).shape[2:])

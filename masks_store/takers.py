@@ -36,8 +36,8 @@ class Takers:
 
     Attributes:
         count: versions in the lineage.
-        layers: parameter name -> uint8 or int16 of its shape: n where the nth version took the weight, the root being
-            the first, and 0 where none did. Layers of which nothing was taken may be absent.
+        layers: parameter name -> uint8 of its shape, int16 of more than 255 versions: n where the nth version took the
+            weight, the root being the first, and 0 where none did. Layers of which nothing was taken may be absent.
     """
 
     count: int
@@ -62,11 +62,10 @@ class Takers:
         """
         number = self.count + 1
         if number > MOST:
-            raise FormatError(f"a lineage of more than {MOST:,} versions")
-        layers = dict(self.layers)
-        kind = torch.uint8 if numpy_kind(number) is np.uint8 else torch.int16
+            raise FormatError(f"a lineage of more than {MOST:,} versions; build the task on one with fewer ancestors")
+        layers = numbered(self.layers, number)  # all of them: a byte compared with 256 is silently compared with 0
         for name, mask in claim.items():
-            taken = mask.to(kind) * number
+            taken = mask.to(number_type(number)) * number
             layers[name] = taken if name not in layers else taken.add_(layers[name])
         return type(self)(number, layers)
 
@@ -118,13 +117,13 @@ def numbered(layers: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
         layers: parameter name -> uint8 or int16.
         number: at most 32,767.
     """
-    wide = numpy_kind(number) is not np.uint8
+    wide = number_type(number) == torch.int16
     return {name: numbers.to(torch.int16) if wide else numbers for name, numbers in layers.items()}
 
 
-def numpy_kind(count: int) -> type[np.uint8 | np.int16]:
-    """The smaller of the types that a lineage of so many versions is numbered in."""
-    return np.uint8 if count <= np.iinfo(np.uint8).max else np.int16
+def number_type(number: int) -> torch.dtype:
+    """The smaller of the two types that hold a number: uint8 or int16."""
+    return torch.uint8 if number <= torch.iinfo(torch.uint8).max else torch.int16
 
 
 def _write(out: Floats, taken: NDArray[Any], values: Sequence[Floats]) -> None:
@@ -146,3 +145,5 @@ def _write(out: Floats, taken: NDArray[Any], values: Sequence[Floats]) -> None:
             starts[n] += count
         if parts:
             out[at : at + PIECE][where.take(order)] = np.concatenate(parts)
+    if starts != [len(own) for own in values]:
+        raise ValueError("a version has not as many values as it took weights")

@@ -54,9 +54,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             parser.error(f"{path} holds runs of another protocol; give --out another folder")
         result["counts"][pictures] = part = {"protocol": protocol.as_json(), "sets": dict(known)}
         sources = sources_of(arguments.data, arguments.sets, arguments.work / "sources", count)
-        part["frozen"] = earlier.get(pictures, {}).get("frozen")
+        part["frozen"] = before = earlier.get(pictures, {}).get("frozen")
         if arguments.frozen:
-            part["frozen"] = frozen(sources, protocol, arguments.seeds[0], arguments.work / f"frozen-{pictures}")
+            now = frozen(sources, protocol, arguments.seeds[0], arguments.work / f"frozen-{pictures}")
+            if before and before["setting"] != now["setting"]:
+                parser.error(f"{path} holds frozen features of another setting; give --out another folder")
+            part["frozen"] = now | {way: {**(before or {}).get(way, {}), **now[way]} for way in WAYS}
         for task, source in sources.items():
             part["sets"][task] = own = dict[str, Any]()
             where = arguments.work / f"{task}-{count or 'all'}"

@@ -33,7 +33,7 @@ class Weights:
         tensors: parameter name -> what the operators take.
         memory: parameter name -> the same memory as [its place's length].
         nbytes: of all.
-        key: digest of names, shapes, numbers and dtype, for a task's own; empty for the shared ones' views.
+        key: names the numbers of a task's own: equal keys, equal numbers and dtype; empty for the shared ones' views.
         flat: the memory of all in one piece, [positions of a mask], where `Layout.in_one_piece`; zeros between layers.
     """
 
@@ -186,8 +186,8 @@ def own_weights(
         key: `own_key` of the weights and scales, or what else names them.
         weights: parameter name -> float32 weight; of any number of channels.
         layout: of the shared weights.
-        scales: parameter name -> float32 [O], what the weight's output channels are multiplied with; not those of
-            layers that are not there.
+        scales: parameter name -> float32 [O], what the weight's output channels are multiplied with; layers without
+            keep their weights.
     """
     shared = layout.places
     with computing_in(layout.threads):

@@ -181,8 +181,7 @@ class Shared:
     def _free_id(self) -> int:
         with self._lock:
             used = set(self._ids.values())
-        top = max(used, default=FIRST_CLAIM - 1) + 1
-        found = top if top < OWNERS else next((i for i in range(FIRST_CLAIM, OWNERS) if i not in used), None)
+        found = next((i for i in range(FIRST_CLAIM, OWNERS) if i not in used), None)
         if found is None:
             raise OutOfCapacity(f"this replica holds {len(used)} claims, the most it can number")
         return found

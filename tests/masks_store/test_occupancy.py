@@ -7,10 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from masks_store import Claim, OutOfCapacity, free_positions, overlap
+from masks_store import Claim, OutOfCapacity, Takers, free_positions, overlap
 from masks_store import occupancy as module
-from masks_store.occupancy import Occupancy
-from masks_store.takers import Takers
+from masks_store.occupancy import PIECE, Occupancy
 from tests import zoo
 
 BACKBONE = zoo.backbone(keep=0.5)
@@ -56,7 +55,7 @@ def test_it_says_what_the_claims_say_whatever_comes_and_goes(steps: list[tuple[b
 
 
 def test_more_claims_than_numbers_are_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "_MOST", 2)  # 32,767 claims would take minutes
+    monkeypatch.setattr(module, "MOST", 2)  # 32,767 claims would take minutes
     occupancy = Occupancy(BACKBONE)
     for version in ("a", "b"):
         occupancy.add(version, {})
@@ -67,7 +66,9 @@ def test_more_claims_than_numbers_are_refused(monkeypatch: pytest.MonkeyPatch):
     assert occupancy.versions == ("b", "c")
 
 
-def test_claims_keep_their_weights_when_numbers_outgrow_a_byte():
+@pytest.mark.parametrize("piece", [7, PIECE])
+def test_claims_keep_their_weights_when_numbers_outgrow_a_byte(piece: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "PIECE", piece)
     occupancy, layer = Occupancy(BACKBONE), "layers.2.0.conv1.weight"
     free = (~BACKBONE.kept[layer]).nonzero()[:300]
     assert len(free) == 300
@@ -77,5 +78,9 @@ def test_claims_keep_their_weights_when_numbers_outgrow_a_byte():
         occupancy.add(f"version {number}", {layer: claim})
     for number, at in enumerate(free):
         assert torch.equal(occupancy.claim(f"version {number}")[layer].nonzero(), at[None])
+    for count in (255, 256, 300):
+        lineage = [f"version {number}" for number in range(count)]
+        taken = occupancy.takers(lineage).layers[layer]
+        assert [int(taken[tuple(at)]) for at in free] == [*range(1, count + 1), *[0] * (300 - count)]
     occupancy.remove("version 299")
     assert occupancy.counts()[layer][0] == int((~BACKBONE.kept[layer]).sum()) - 299

@@ -84,6 +84,41 @@ def ran(code: str, *arguments: str) -> str:
     return done.stdout.strip()
 
 
+def test_no_network_needs_the_compiler_to_be_built_or_measured() -> None:
+    code = f"""
+import sys
+from masks_store import build
+from masks_store.shapes import shapes_of, without_numbers
+for arch, args, size in {NETWORKS!r}:
+    with without_numbers():
+        body = build(arch, args)
+    shapes_of(body, size)
+print(sorted(name for name in ("torch._dynamo", "torch._inductor", "sympy") if name in sys.modules))
+"""
+    assert ran(code) == "[]"
+
+
+def test_several_threads_may_ask_for_torchvision_at_once() -> None:
+    code = """
+import sys, threading
+from masks_store.shapes import torchvision_models
+barrier, found = threading.Barrier(5), []
+def ask(of):
+    barrier.wait()
+    found.append(of())
+def compiler():
+    import torch._dynamo.utils
+    return torch._dynamo.utils.counters
+asking = [threading.Thread(target=ask, args=(of,)) for of in (*[torchvision_models] * 4, compiler)]
+for one in asking: one.start()
+for one in asking: one.join()
+import torch._dynamo.utils
+print(len(found), {type(one).__name__ for one in found} == {"module", "defaultdict"})
+print(torch._dynamo.utils is sys.modules["torch._dynamo.utils"], len(vars(torch._dynamo.utils)) > 100)
+"""
+    assert ran(code).splitlines() == ["5 True", "True True"]
+
+
 def test_torchvision_comes_without_the_compiler_and_gets_it_when_it_asks() -> None:
     code = """
 import sys

@@ -803,6 +803,15 @@ def test_the_claims_of_a_lineage_are_the_decoded_ones_whether_the_store_has_it_o
             }
 
 
+def test_what_stands_on_no_claim_is_registered_whatever_became_of_those_of_others(store: Store):
+    blob = store.blobs.path(put(store, "birds", "packnet"))
+    owls = artifact(store, "owls", "linear")
+    blob.write_bytes(blob.read_bytes()[:-1])
+    with Store.open(store.path) as elsewhere:
+        elsewhere.register(owls)
+        assert [task.name for task in elsewhere.tasks()] == ["birds", "owls"]
+
+
 def test_a_claim_that_was_just_registered_and_deleted_is_not_remembered(store: Store):
     birds = put(store, "birds", "packnet", label="none")
     store.delete_version("birds", birds)

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from masks_store import Claim, FormatError, Pool, free_positions, takers, visible
-from masks_store.takers import Takers
+from masks_store import Claim, FormatError, Pool, Takers, free_positions, takers, visible
 from tests import zoo
 
 BACKBONE = zoo.backbone(keep=0.5)
@@ -87,20 +86,26 @@ def test_a_longer_lineage_leaves_the_shorter_as_it_is():
 
 
 def test_the_three_hundredth_of_a_lineage_is_told_from_the_others():
-    name = max(BACKBONE.kept, key=lambda name: BACKBONE.kept[name].numel())
+    name, early = max(BACKBONE.kept, key=lambda name: BACKBONE.kept[name].numel()), "conv1.weight"
     free = torch.where(~BACKBONE.kept[name].view(-1))[0][:300]
     claims: list[Claim] = []
     for place in free.tolist():
         mask = torch.zeros(BACKBONE.kept[name].shape, dtype=torch.bool)
         mask.view(-1)[place] = True
         claims.append({name: mask})
+    claims[4] = {**claims[4], early: ~BACKBONE.kept[early]}  # a layer that nobody takes of any more
     values = [{name: torch.tensor([float(number)])} for number in range(1, 301)]
+    values[4][early] = torch.ones(int(claims[4][early].sum()))
     found = Takers.of(claims)
     assert found.layers[name].dtype == torch.int16
     assert Takers.of(claims[:255]).layers[name].dtype == torch.uint8
     weights = found.weights(BACKBONE, values)[name].view(-1)
     assert weights[free].tolist() == [float(number) for number in range(1, 301)]
-    assert all(torch.equal(one[name], other[name]) for one, other in zip(found.claims(), claims, strict=True))
+    for one, other in zip(found.claims(), claims, strict=True):
+        assert all(torch.equal(mask, other.get(layer, torch.zeros_like(mask))) for layer, mask in one.items())
+    for count in (255, 256, 257, 261, 300):
+        expected = visible(BACKBONE, claims[:count])
+        assert all(torch.equal(mask, expected[layer]) for layer, mask in found.seen(BACKBONE, count).items())
 
 
 def test_more_versions_than_numbers_are_refused(monkeypatch: pytest.MonkeyPatch):

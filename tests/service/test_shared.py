@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from service.engine.shared import Shared
+from service.engine import shared as module
+from service.engine.shared import PIECE, Shared
 
 from .. import zoo
 
 
-def test_claims_keep_their_weights_when_numbers_outgrow_a_byte() -> None:
+def test_numbers_of_claims_that_went_are_used_again() -> None:
+    backbone, layer = zoo.backbone(keep=0.5), "conv1.weight"
+    shared = Shared(backbone, torch.device("cpu"))
+    free = ~backbone.kept[layer]
+    for number in range(300):
+        shared.claim(f"version {number}", {layer: free}, {layer: torch.full((int(free.sum()),), float(number))})
+        assert torch.equal(shared.claim_of(f"version {number}")[layer], free)
+        shared.release(f"version {number}")
+    assert shared.owners_of({layer: free}) == []
+    assert {owner.dtype for owner in shared._owners.values()} == {torch.uint8}  # pyright: ignore[reportPrivateUsage]
+
+
+@pytest.mark.parametrize("piece", [7, PIECE])
+def test_claims_keep_their_weights_when_numbers_outgrow_a_byte(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PIECE", piece)
     backbone, layer = zoo.backbone(keep=0.5), "layers.2.0.conv1.weight"
     shared = Shared(backbone, torch.device("cpu"))
     free = (~backbone.kept[layer]).nonzero()[:300]
