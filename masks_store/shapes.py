@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ def shapes_of(body: nn.Module, size: int) -> Shapes:
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             vars(module)["forward"] = partial(_given, module, inputs, name)
         elif isinstance(module, (nn.MaxPool2d, nn.AvgPool2d)):
-            vars(module)["forward"] = partial(_pooled, module.forward)
+            vars(module)["forward"] = partial(_pooled, cast(Callable[[Tensor], Tensor], module.forward))
         elif isinstance(module, (_BatchNorm, nn.ReLU, nn.ReLU6, nn.SiLU, nn.Dropout)):
             vars(module)["forward"] = torch.positive
     with torch.no_grad():
