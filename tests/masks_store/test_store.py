@@ -17,6 +17,7 @@ from masks_store import (
     Backbone,
     BackboneFile,
     BackboneMismatch,
+    Claim,
     ClaimOverlap,
     FormatError,
     InvalidInput,
@@ -38,6 +39,7 @@ from masks_store import (
     task_digest,
     write_artifact,
 )
+from masks_store import store as store_module
 from masks_store.files import Files
 from masks_store.registration import EAGER
 from tests import zoo
@@ -788,14 +790,24 @@ def test_order_free_versions_register_side_by_side_while_others_read(store: Stor
     assert store.verify() == []
 
 
-def test_the_claims_of_a_lineage_are_the_decoded_ones_whether_the_store_has_it_or_not(store: Store):
+def test_the_claims_of_a_lineage_are_the_decoded_ones_whether_the_store_has_it_or_not(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
     birds = put(store, "birds", "packnet")
     owls = put(store, "owls", "packnet", on=birds, seed=1)
     lineage = [*store.lineage(owls), read_artifact(artifact(store, "finches", "packnet", on=owls, seed=2))]
     expected = lineage_claims(store.backbone, lineage)
     assert all(any(bool(mask.any()) for mask in claim.values()) for claim in expected)
+    decoded: list[Sequence[Artifact]] = []
+
+    def decode(backbone: Backbone, above: Sequence[Artifact]) -> list[Claim]:
+        decoded.append(above)
+        return lineage_claims(backbone, above)
+
+    monkeypatch.setattr(store_module, "lineage_claims", decode)
     for known in (lineage[:-1], lineage):
         found = store.takers_of(known)
+        assert decoded == ([] if known is not lineage else [lineage]), "those that it has are at hand"
         assert found.count == len(known)
         for one, other in zip(found.claims(), expected, strict=False):
             assert {name: mask.tolist() for name, mask in one.items() if mask.any()} == {
