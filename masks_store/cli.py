@@ -303,7 +303,7 @@ def _percent(fraction: float | None) -> str:
 
 
 def _share(free: int, total: int) -> str:
-    return f"{free:,} of {total:,} ({100 * free / total:.1f}%)" if total else "none"
+    return f"{free:,} of {total:,} ({_percent(free / total)})" if total else "none"  # rounded as the report does
 
 
 def _printable(text: str) -> str:
