@@ -235,7 +235,7 @@ def _tell_made(made: Store, path: str, arch: str, as_json: bool) -> None:
     "[default: never; with --recipe paper clr, bn, linear 21]",
 )
 @click.option("--lr", type=float, help="Learning rate of the main phase.  [default: by method, optimizer and base]")
-@click.option("--retrain-lr", type=float, help="packnet: of retraining.  [default: a third of --lr; paper: a tenth]")
+@click.option("--retrain-lr", type=float, help="packnet: of the retraining after pruning.  [default: a tenth of --lr]")
 @click.option("--batch-size", type=int, help="Pictures a step.  [default: 32]")
 @click.option("--optimizer", help=f"{', '.join(OPTIMIZERS)}.  [default: packnet sgd, others adam]")
 @click.option("--weight-decay", type=float, help="Never moves a frozen weight.  [default: 0]")

@@ -70,7 +70,7 @@ class Settings:
             recipe has it, 21 for clr, bn and linear under `paper` and no end before the last epoch elsewhere.
         lr, batch_size, optimizer, weight_decay: of the main phase; the other phases follow it.
         class_weight: `balanced` lets every class count the same in the training loss, however few its pictures.
-        retrain_lr: of PackNet's retraining after pruning; None: a third of `lr`, a tenth under `paper`.
+        retrain_lr: of PackNet's retraining after pruning; None: a tenth of `lr`.
         precision: of the arithmetic; weights are always kept in fp32.
         value_dtype: what the artifact stores weights, adapter and head in.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.

@@ -57,7 +57,7 @@ class PackNet(Method):
         """Recipe `paper`: SGD 0.9 without decay, 20 epochs at 1e-3 and from the middle on 1e-4, 10 of retraining at
         1e-4, the norm shared and frozen. Recipe `best`, the default, departs from it: the learning rate falls along a
         cosine and is chosen by whether the base is pretrained, because 1e-3 never gets a random start anywhere in 20
-        epochs; retraining starts at a third of it; the gradient is clipped.
+        epochs; retraining starts at a tenth of it; the gradient is clipped.
 
         With `--pick` (ours, after CPG and WSN): Adam, and Piggyback's real-valued mask over what the lineage owns,
         learned in phase B together with the claim, at a fifth of its learning rate (by default the 1e-4 that Piggyback
@@ -92,7 +92,7 @@ class PackNet(Method):
             train,
             name=RETRAIN,
             epochs=math.ceil(epochs / 2),
-            lr=settings.retrain_lr or lr / (10 if paper else 3),
+            lr=settings.retrain_lr or lr / 10,
             schedule=falls[1],
             start_counts=True,
         )
