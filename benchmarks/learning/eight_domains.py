@@ -14,8 +14,9 @@ so does `--joint`: one network with a head per task that sees all sets at once, 
 size, augmentation and number of image presentations for all; auto's trials come on top and are counted in `shown`.
 With several `--seeds` packnet equal, clr, bn and finetune run with all of them, the others with the first.
 `--choose` takes each variant's learning rate from three, by the mean validation accuracy with seed 0 on three of the
-sets, each trained alone (joint: on all); without it the middle one is used. `--reverse` packs in the other order, which
-PackNet's results depend on and the others' must not: it compares their digests with the forward result beside it.
+sets, each trained alone (joint: on all; auto takes that of equal:8); without it the middle one is used. `--reverse`
+packs in the other order, which PackNet's results depend on and the others' must not: it compares their digests with the
+forward result beside it.
 Cut to fit two cores, alike for every method: 64 pixels, 15 epochs over all phases; `--pictures 1000` cuts every set
 to at most so many training pictures, and a variant to half an hour in fp32. `--frozen` adds what the backbone's own
 features tell without training: a nearest class mean and a linear probe (frozen.py).
@@ -155,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         choices.pop(name, None)  # what is asked for is run without one, or with this
         if few:
             known = earlier.get("choices", {})
-            choices[name] = rate_of(name, few, protocol, work, len(sources), known)
+            choices[name] = rate_of(VARIANTS[name].chosen_as or name, few, protocol, work, len(sources), known)
     rates = {name: choices[name]["rate"] if few else VARIANTS[name].rates[1] for name in arguments.variants}
     result = run_experiment(
         "eight_domains",

@@ -22,6 +22,7 @@ class Variant:
         capacity: what tasks take of its store: `weights` or `units`.
         first: what departs from the defaults of the first task's method, on which the others then stand; None: the
             first task is trained as the others are.
+        chosen_as: the variant whose chosen learning rate it takes; None: it has a choice of its own.
     """
 
     keep: float
@@ -29,6 +30,7 @@ class Variant:
     rates: tuple[float, float, float]
     capacity: str = "weights"
     first: Settings | None = None
+    chosen_as: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,9 @@ _PICKS = (2e-4, 5e-4, 1e-3)
 """PackNet that picks, too, trains with Adam; its masks' rate is a fifth of these."""
 
 
-def _packnet(prune: float | str | None = 0.75, **others: Any) -> Variant:
+def _packnet(prune: float | str | None = 0.75, *, chosen_as: str | None = None, **others: Any) -> Variant:
     rates = _PICKS if others.get("pick") else _SGD
-    return Variant(0.5, Settings(method="packnet", prune=prune, **others), rates)
+    return Variant(0.5, Settings(method="packnet", prune=prune, **others), rates, chosen_as=chosen_as)
 
 
 def _clnp(margin: float, **others: Any) -> Variant:
@@ -78,7 +80,7 @@ def _clnp(margin: float, **others: Any) -> Variant:
 
 VARIANTS: Mapping[str, Variant] = {
     "packnet equal": _packnet("equal:{tasks}"),
-    "packnet auto": _packnet("auto"),
+    "packnet auto": _packnet("auto", chosen_as="packnet equal"),
     "packnet pick": _packnet("equal:{tasks}", pick=True),
     "piggyback": Variant(1.0, Settings(method="piggyback"), _ADAM),
     "piggyback on the first": Variant(
