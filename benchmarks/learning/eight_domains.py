@@ -34,7 +34,16 @@ from .frozen import WAYS, frozen
 from .joint import train_jointly
 from .ledger import Ledger
 from .packing import Found
-from .photographs import add_pictures, parse, photograph_parser, protocol_of, run_experiment, sources_of
+from .photographs import (
+    add_pictures,
+    add_rates,
+    parse,
+    photograph_parser,
+    protocol_of,
+    rates_of,
+    run_experiment,
+    sources_of,
+)
 from .record import mean_sd, read, table, write
 from .speed import time_all
 from .variants import VARIANTS, Protocol
@@ -139,11 +148,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run, print tables, write the JSON; returns what was written."""
     parser = photograph_parser(__doc__, SETS)
     add_pictures(parser)
+    add_rates(parser)
     parser.add_argument("--choose", action="store_true", help="choose learning rates on validation pictures")
     parser.add_argument("--joint", action="store_true", help="all sets at once, too")
     parser.add_argument("--frozen", action="store_true", help="the backbone's own features, too")
     parser.add_argument("--reverse", action="store_true", help="the other order")
     arguments = parse(parser, argv)
+    if arguments.choose and arguments.rates:
+        parser.error("--choose chooses learning rates, --rates takes those of a file: give one of them")
     protocol, work = protocol_of(arguments, pictures=arguments.pictures), arguments.work
     names = arguments.sets[::-1] if arguments.reverse else arguments.sets
     sources = sources_of(arguments.data, names, work / "sources", arguments.per_class, arguments.pictures)
@@ -157,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         if few:
             known = earlier.get("choices", {})
             choices[name] = rate_of(VARIANTS[name].chosen_as or name, few, protocol, work, len(sources), known)
-    rates = {name: choices[name]["rate"] if few else VARIANTS[name].rates[1] for name in arguments.variants}
+    rates = {name: choices[name]["rate"] for name in arguments.variants} if few else rates_of(arguments)
     result = run_experiment(
         "eight_domains",
         arguments,

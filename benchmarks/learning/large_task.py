@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .contest import first_runs
-from .photographs import parse, photograph_parser, protocol_of, run_experiment, sources_of
+from .photographs import add_rates, parse, photograph_parser, protocol_of, rates_of, run_experiment, sources_of
 from .record import table
 
 SETS = ("flowers89", "gtsrb", "pacs_photo", "cifar10")
@@ -25,9 +25,11 @@ METHODS = ("packnet 75", "piggyback", "finetune")
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run, print a table, write the JSON; returns what was written."""
-    arguments = parse(photograph_parser(__doc__, SETS, variants=METHODS), argv)
+    parser = photograph_parser(__doc__, SETS, variants=METHODS)
+    add_rates(parser)
+    arguments = parse(parser, argv)
     sources = sources_of(arguments.data, arguments.sets, arguments.work / "sources", arguments.per_class)
-    result = run_experiment("large_task", arguments, protocol_of(arguments), sources)
+    result = run_experiment("large_task", arguments, protocol_of(arguments), sources, rates_of(arguments))
     print(shown(result))
     return result
 

@@ -64,6 +64,15 @@ def add_pictures(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_rates(parser: argparse.ArgumentParser) -> None:
+    """The flag that takes learning rates of a file (`rates_of`), for a parser of `photograph_parser`."""
+    parser.add_argument(
+        "--rates",
+        type=Path,
+        help="a result of eight_domains --choose, whose learning rates are taken (default: the middle one of each)",
+    )
+
+
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """The flags; one thread from here on."""
     arguments = parser.parse_args(argv)
@@ -90,6 +99,25 @@ def protocol_of(
         precision=arguments.precision,
         keep=keep,
     )
+
+
+def rates_of(arguments: argparse.Namespace) -> dict[str, float]:
+    """Variant -> learning rate: as the flag of `add_rates` has it, else the middle one of its three.
+
+    Raises:
+        SystemExit: the file has no choice for a variant; it names them all.
+    """
+    if arguments.rates is None:
+        return {name: VARIANTS[name].rates[1] for name in arguments.variants}
+    choices = read(arguments.rates).get("choices", {})
+    source = {name: VARIANTS[name].chosen_as or name for name in arguments.variants}
+    missing = sorted({chosen for chosen in source.values() if chosen not in choices})
+    if missing:
+        raise SystemExit(
+            f"{arguments.rates} has no learning rate for {', '.join(missing)}; "
+            f"choose them by eight_domains --choose --variants {' '.join(map(repr, missing))}"
+        )
+    return {name: choices[chosen]["rate"] for name, chosen in source.items()}
 
 
 def run_experiment(

@@ -69,9 +69,8 @@ _PICKS = (2e-4, 5e-4, 1e-3)
 """PackNet that picks, too, trains with Adam; its masks' rate is a fifth of these."""
 
 
-def _packnet(prune: float | str | None = 0.75, *, chosen_as: str | None = None, **others: Any) -> Variant:
-    rates = _PICKS if others.get("pick") else _SGD
-    return Variant(0.5, Settings(method="packnet", prune=prune, **others), rates, chosen_as=chosen_as)
+def _packnet(prune: float | str | None = 0.75, *, chosen_as: str | None = "packnet equal", **others: Any) -> Variant:
+    return Variant(0.5, Settings(method="packnet", prune=prune, **others), _SGD, chosen_as=chosen_as)
 
 
 def _clnp(margin: float, **others: Any) -> Variant:
@@ -79,9 +78,9 @@ def _clnp(margin: float, **others: Any) -> Variant:
 
 
 VARIANTS: Mapping[str, Variant] = {
-    "packnet equal": _packnet("equal:{tasks}"),
-    "packnet auto": _packnet("auto", chosen_as="packnet equal"),
-    "packnet pick": _packnet("equal:{tasks}", pick=True),
+    "packnet equal": _packnet("equal:{tasks}", chosen_as=None),
+    "packnet auto": _packnet("auto"),
+    "packnet pick": Variant(0.5, Settings(method="packnet", prune="equal:{tasks}", pick=True), _PICKS),
     "piggyback": Variant(1.0, Settings(method="piggyback"), _ADAM),
     "piggyback on the first": Variant(
         0.0, Settings(method="piggyback"), _ADAM, first=Settings(method="packnet", prune=0.0)

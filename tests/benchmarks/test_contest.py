@@ -310,6 +310,30 @@ def test_a_learning_rate_is_chosen_on_validation_once_and_kept(data, tmp_path):
     assert not (tmp_path / "another machine" / "rates").exists(), "chosen once"
 
 
+def test_learning_rates_are_taken_from_a_result_that_chose_them(data, tmp_path):
+    chosen = tmp_path / "eight_domains.json"
+    chosen.write_text(json.dumps({"choices": {"packnet equal": {"rate": 0.03}, "bn": {"rate": 0.001}}}))
+    flags = [
+        "--data",
+        str(data),
+        "--work",
+        str(tmp_path / "work"),
+        "--out",
+        str(tmp_path / "out"),
+        "--rates",
+        str(chosen),
+    ]
+    flags += ["--arch", "tinyresnet", "--weights", "none", "--size", str(SIDE), "--epochs", "1", "--sets", "flowers89"]
+    with pytest.raises(SystemExit, match="no learning rate for clr, linear; "):
+        few_images.main([*flags, "--variants", "linear", "bn", "clr"])
+    with pytest.raises(SystemExit):
+        eight_domains.main([*flags, "--variants", "bn", "--choose"])
+    found = eight_domains.main([*flags, "--variants", "packnet 75", "bn"])["variants"]
+    assert {name: variant["lr"] for name, variant in found.items()} == {"packnet 75": 0.03, "bn": 0.001}
+    (run,) = found["packnet 75"]["seeds"]
+    assert run["setting"]["settings"]["lr"] == 0.03
+
+
 def test_few_images_trains_with_few_and_with_all_and_measures_on_the_same_pictures(data, tmp_path, capsys):
     flags = ["--data", str(data), "--work", str(tmp_path / "work"), "--out", str(tmp_path), "--arch", "tinyresnet"]
     flags += ["--weights", "none", "--size", str(SIDE), "--epochs", "1", "--sets", "flowers89", "--variants", "bn"]
