@@ -211,7 +211,9 @@ def _tell_made(made: Store, path: str, arch: str, as_json: bool) -> None:
 )
 @click.option("--l1", type=float, help="clnp: factor of its L1.  [default: 1e-5 on an mlp, else 1e-4]")
 @click.option("--finetune", is_flag=True, help="clnp: retrain the new units after the others are gated.")
-@click.option("--norm", default="auto", show_default=True, help=f"Whose BatchNorm: {', '.join(NORMS)}.")
+@click.option(
+    "--norm", default="auto", show_default=True, help=f"Whose BatchNorm: {', '.join(NORMS)} (shared: its base's)."
+)
 @click.option(
     "--recipe",
     default="best",
@@ -226,7 +228,7 @@ def _tell_made(made: Store, path: str, arch: str, as_json: bool) -> None:
     "--epochs",
     type=int,
     help="Of the main phase; the others scale with it.  "
-    "[default: packnet and clnp 20, others 30; with --recipe paper clr, bn, linear 60]",
+    "[default: packnet and clnp 20, others 30; with --recipe paper clr, bn, linear 60, finetune 20]",
 )
 @click.option(
     "--patience",
@@ -237,7 +239,9 @@ def _tell_made(made: Store, path: str, arch: str, as_json: bool) -> None:
 @click.option("--lr", type=float, help="Learning rate of the main phase.  [default: by method, optimizer and base]")
 @click.option("--retrain-lr", type=float, help="packnet: of the retraining after pruning.  [default: a tenth of --lr]")
 @click.option("--batch-size", type=int, help="Pictures a step.  [default: 32]")
-@click.option("--optimizer", help=f"{', '.join(OPTIMIZERS)}.  [default: packnet sgd, others adam]")
+@click.option(
+    "--optimizer", help=f"{', '.join(OPTIMIZERS)}.  [default: packnet and finetune sgd, others and --pick adam]"
+)
 @click.option("--weight-decay", type=float, help="Never moves a frozen weight.  [default: 0]")
 @click.option(
     "--class-weight",

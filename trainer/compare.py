@@ -53,7 +53,8 @@ class Measured:
         macro_f1, calibration_error: on the comparison's `split`; see `metrics`.
         difference: to the reference, on `split`; None for the reference itself.
         bytes: that the task adds.
-        milliseconds: batch size -> CPU milliseconds per image, one thread, eager fp32; median of interleaved rounds.
+        milliseconds: batch size -> CPU milliseconds per image, one thread, eager fp32; median of interleaved rounds. Of
+            clnp: of the smaller network that is cut out.
         claimed: free weights that it takes.
         free, total: weights that would be free for the next task, and all.
         seconds: of its training and measuring.

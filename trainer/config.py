@@ -219,15 +219,27 @@ def _prune_fault(settings: Settings) -> str | None:
 
 
 def _prune_by_fault(settings: Settings) -> str | None:
-    if settings.prune_by != "filters" or settings.method == "packnet" or settings.method not in TRAINABLE_METHODS:
+    if settings.prune_by != "filters" or settings.method not in TRAINABLE_METHODS:
         return None
-    return f"--prune-by is for packnet; {settings.method} prunes no weights"
+    if settings.method != "packnet":
+        return f"--prune-by is for packnet; {settings.method} prunes no weights"
+    return None if _gives_back(settings) else "--prune-by says what is pruned, and nothing is"
+
+
+def _gives_back(settings: Settings) -> bool:
+    """Whether a packnet task prunes anything of what it takes, as far as its settings alone tell."""
+    try:
+        return settings.train_layers != "head" and parse_prune(settings.prune) != 0.0
+    except ValueError:
+        return True  # told as a fault of its own
 
 
 def _retrain_fault(settings: Settings) -> str | None:
-    if settings.retrain_lr is None or settings.method == "packnet" or settings.method not in TRAINABLE_METHODS:
+    if settings.retrain_lr is None or settings.method not in TRAINABLE_METHODS:
         return None
-    return f"--retrain-lr is for packnet; {settings.method} has no retraining after pruning"
+    if settings.method != "packnet":
+        return f"--retrain-lr is for packnet; {settings.method} has no retraining after pruning"
+    return None if _gives_back(settings) else "--retrain-lr is of the retraining after pruning, and nothing is pruned"
 
 
 def _margin_fault(settings: Settings) -> str | None:
@@ -249,7 +261,7 @@ def _number_faults(settings: Settings) -> list[str]:
         ("--threads", settings.threads, 1),
         ("--seed", settings.seed, 0),
     ):
-        if value is not None and not low <= value < 2**63:
+        if value is not None and (type(value) is not int or not low <= value < 2**63):
             faults.append(f"{flag} {value} must be a whole number of at least {low}")
     for flag, rate in (("--lr", settings.lr), ("--retrain-lr", settings.retrain_lr)):
         if rate is not None and not (math.isfinite(rate) and rate > 0):
@@ -285,6 +297,8 @@ def _layers_fault(settings: Settings) -> str | None:
         return f"--train-layers is for packnet; what {settings.method} trains is always the same"
     if layers == "head" and settings.prune is not None:
         return "--train-layers head takes no weights, so it has none to give back; leave --prune out"
+    if layers != "all" and str(settings.prune).startswith("equal:"):
+        return f"--prune equal:T shares out what is free in all layers; with --train-layers {layers} give a share"
     return None
 
 

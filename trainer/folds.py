@@ -59,28 +59,32 @@ def deal(labels: Sequence[str], names: Sequence[str], twins: Sequence[Hashable],
     """The fold of each picture, 0 to 2.
 
     Each class is dealt out on its own, in an order that seed, class and names choose; the next picture goes to the fold
-    that has fewest of the class, among equals to the smallest. Copies of a picture within a class stay together.
+    that has fewest of the class, among equals to the smallest. Copies of a picture stay together; those that stand
+    under several classes, which no single class deals out, come first.
 
     Args:
         labels, names: of each picture.
         twins: equal for copies.
         seed: chooses the order.
     """
-    groups: dict[tuple[str, Hashable], list[int]] = defaultdict(list)
-    for place, (label, twin) in enumerate(zip(labels, twins, strict=True)):
-        groups[label, twin].append(place)
+    groups: dict[Hashable, list[int]] = defaultdict(list)
+    for place, twin in enumerate(twins):
+        groups[twin].append(place)
 
-    def rank(key: tuple[str, Hashable]) -> tuple[str, bytes]:
-        text = f"{seed}\0fold\0{key[0]}\0{names[groups[key][0]]}"
-        return key[0], hashlib.sha256(text.encode("utf-8", "backslashreplace")).digest()
+    def rank(places: list[int]) -> tuple[bool, str, bytes]:
+        label = labels[places[0]]
+        text = f"{seed}\0fold\0{label}\0{names[places[0]]}"
+        single = len({labels[place] for place in places}) == 1
+        return single, label, hashlib.sha256(text.encode("utf-8", "backslashreplace")).digest()
 
     folds = np.zeros(len(labels), np.int64)
     totals = [0] * FOLDS
     sizes: dict[str, list[int]] = defaultdict(lambda: [0] * FOLDS)
-    for key in sorted(groups, key=rank):
-        mine = sizes[key[0]]
-        fold = min(range(FOLDS), key=lambda fold: (mine[fold], totals[fold], fold))
-        folds[groups[key]] = fold
-        mine[fold] += len(groups[key])
-        totals[fold] += len(groups[key])
+    for places in sorted(groups.values(), key=rank):
+        own = {labels[place] for place in places}
+        fold = min(range(FOLDS), key=lambda fold: (sum(sizes[label][fold] for label in own), totals[fold], fold))
+        folds[places] = fold
+        totals[fold] += len(places)
+        for place in places:
+            sizes[labels[place]][fold] += 1
     return folds

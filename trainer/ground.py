@@ -77,6 +77,13 @@ class Ground:
         """Parameter name -> bool: the weights that the lineage owns, which a new version may select from."""
         return visible(self.backbone, self.claims)
 
+    def lent_norm(self) -> str | None:
+        """The task whose own norm the base computes with; None where that is the backbone's or the founding claim's."""
+        giver = next((artifact for artifact in reversed(self.lineage) if artifact.of_kind("norm")), None)
+        if giver is None or (self.backbone.manifest.keep == 0.0 and giver is self.lineage[0]):
+            return None
+        return giver.manifest.task
+
     def network(self, classes: int, *, trains_norm: bool, adapters: str | None = None, anew: bool = False) -> Network:
         """A network of its own that computes what the base computes, under a new head from torch's generator.
 
@@ -120,7 +127,7 @@ def holders_in(store: Store) -> int:
     """How many versions of the store, retired ones too, own shared weights."""
     claiming = set(store.claims())  # the names alone: a claim is made when it is asked for
     return sum(
-        version.version in claiming and any(info.ones for info in version.manifest.masks.values())
+        version.version in claiming and any(info.ones for info in version.manifest.claims.values())
         for version in store.versions()
     )
 

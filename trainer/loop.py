@@ -50,7 +50,7 @@ class Keeper:
     Attributes:
         save: keeps a checkpoint in place of the last.
         results: keeps the rows so far.
-        stop: whether to stop after the present step; asked once after each.
+        stop: whether to stop; asked after each step, and after each validation.
         interval: seconds between checkpoints within an epoch.
         rarity: a checkpoint is due no earlier than this many times what the last took: 20 is 5 % of the time at most.
     """
@@ -180,6 +180,8 @@ class Loop:
             self._judge(gear, phase, epoch=0, lr=0.0, started=time.monotonic(), rate=0.0)
         while position.epoch < phase.epochs and not (phase.patience is not None and position.stale > phase.patience):
             self._epoch(phase, gear, sizes)
+        if phase.epochs == 0 and self._stop():
+            raise Interrupted  # the checkpoint of the phase before stands: what this one measured is soon done again
         self.network.load_state_dict(self.best, strict=False)
         if self.fabric.world_size > 1:
             require_equal(self.fabric, "network", fingerprint_of(self.network, self.trainable))
@@ -245,8 +247,11 @@ class Loop:
         position.epoch, position.batch = position.epoch + 1, 0
         position.seconds = position.loss = position.correct = 0.0
         position.seen = 0
-        if self._due(0.0) or position.epoch == phase.epochs:
+        stop = self._stop()  # asked for while it was validated
+        if stop or self._due(0.0) or position.epoch == phase.epochs:
             self._save(gear.optimizer)
+        if stop:
+            raise Interrupted
 
     def _judge(self, gear: Gear, phase: Phase, epoch: int, lr: float, started: float, rate: float) -> None:
         """Validate, and keep what trains if it is the phase's best: higher accuracy or, at the same, lower loss.
@@ -285,7 +290,7 @@ class Loop:
         if not all(math.isfinite(value) for value in (loss, row.train_loss or 0.0)):
             raise Diverged(
                 f"training diverged: the loss is no longer a number in epoch {epoch} of {phase.name!r}; "
-                f"try --lr {phase.lr / 3:.2g}"
+                f"{self.method.slower(self.plan, phase)}"
             )
 
     def _changing(self) -> dict[str, Tensor]:

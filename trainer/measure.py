@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from masks_store import Backbone, Preprocess, View, adapted, normalise, plain_arithmetic, state_of
+from masks_store import Backbone, Preprocess, View, adapted, cut_view, normalise, plain_arithmetic, state_of
 
 from .batches import eval_batches
 from .data import Split
@@ -140,10 +140,18 @@ def score_view(
     return score_of(predict_view(backbone, view, split, device, threads, places))
 
 
+def served_network(backbone: Backbone, view: View) -> Network:
+    """`network_of` what a server computes: of a task with units, the smaller network that is cut out for it."""
+    return network_of(backbone, view if view.units is None else cut_view(backbone, view))
+
+
 def network_of(backbone: Backbone, view: View) -> Network:
-    """A network of its own that computes what a view computes; eval mode."""
+    """A network of its own that computes what a view computes, with fewer channels if the view is cut; eval mode."""
     body = adapted(backbone.body(), view.overlay.adapter)
-    body.load_state_dict(state_of(backbone, view))
-    network = Network(body, backbone.features, len(view.classes), trains_norm=False)
+    for name, tensor in state_of(backbone, view).items():  # load_state_dict refuses tensors of other shapes
+        module, _, leaf = name.rpartition(".")
+        owner, own = body.get_submodule(module), tensor.clone()
+        setattr(owner, leaf, nn.Parameter(own) if isinstance(getattr(owner, leaf), nn.Parameter) else own)
+    network = Network(body, view.overlay.head_weight.shape[1], len(view.classes), trains_norm=False)
     network.head.load_state_dict({"weight": view.overlay.head_weight, "bias": view.overlay.head_bias})
     return network.eval().requires_grad_(False)

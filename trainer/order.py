@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
-from masks_store import InvalidInput, Store
+from masks_store import Backbone, InvalidInput, Store
 
 from .capacity import capacity_of
-from .config import resolve_device
+from .config import Settings, machine_faults, resolve_device
 from .data import load_source
 from .features import features_of_split, linear_probe, nearest_class_mean
 from .ground import holders_in
+from .pipeline import threads as torch_threads
 from .progress import Reporter, Silent
 from .prune import DEFAULT_PRUNE
 
@@ -89,19 +90,30 @@ def propose(
         seed: of the splits that a source does not have.
         skip_broken: leave broken pictures out.
         device: as for `train`.
-        threads: that prepare pictures; None: as torch has it.
+        threads: of the CPU arithmetic, one less prepares pictures beside it; None: as torch has it.
         reporter: shows what happens.
 
     Raises:
         InvalidInput: a source is faulty, or the store keeps nothing of its backbone.
     """
+    faults = machine_faults(Settings(seed=seed, device=device, threads=threads))
+    if faults:
+        raise InvalidInput("; ".join(faults), faults)
     dense = store.dense()
     if dense.manifest.keep == 0.0:
         raise InvalidInput(
             "this store keeps nothing of its backbone (--keep 0), so there are no features to probe tasks on; "
             "probe them on a store with a pretrained backbone"
         )
-    reporter, where, threads = reporter or Silent(), resolve_device(device), threads or torch.get_num_threads()
+    with torch_threads(threads):
+        found = _probed(dense, sources, seed, skip_broken, resolve_device(device), reporter or Silent())
+    return order(store, found)
+
+
+def _probed(
+    dense: Backbone, sources: Sequence[str], seed: int, skip_broken: bool, where: torch.device, reporter: Reporter
+) -> list[Candidate]:
+    threads = torch.get_num_threads()
     preprocess = dense.manifest.preprocess
     body = dense.body().to(where, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     found: list[Candidate] = []
@@ -120,7 +132,7 @@ def propose(
         found.append(
             Candidate(name, count, images, linear_probe(train, val, count), nearest_class_mean(train, val, count))
         )
-    return order(store, found)
+    return found
 
 
 def order(store: Store, candidates: Sequence[Candidate]) -> Proposal:

@@ -22,7 +22,8 @@ class Report:
         labels: that point at the version now.
         out: file that the artifact was written to instead of being registered.
         val_top1, test_top1: of the artifact as it reads back; the test split was read once, after all choices.
-        pruning_loss: best validation accuracy before pruning minus `val_top1`; None where nothing was pruned.
+        pruning_loss: best validation accuracy before pruning minus `val_top1`; None where nothing was pruned or gated.
+            Under a mixed precision the first is measured in that, the second in fp32.
         images: pictures in each split.
         bytes: of the artifact, or of the fine-tuned network's file.
         parts: kind of tensor (`adapter`, `norm`, `mask`, `value`, `bias`, `head`, `probe`) -> bytes in the artifact.

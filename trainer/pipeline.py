@@ -32,7 +32,7 @@ from .folds import FOLDS, fold_sources, too_small_for_folds
 from .ground import Ground, ground_for
 from .interrupt import Interrupted, stop_requests, stopped
 from .loop import Diverged, Keeper, Loop, Trained
-from .measure import network_of
+from .measure import served_network
 from .methods import METHODS, Method
 from .methods.packnet import by_folds, trials
 from .network import Network
@@ -47,6 +47,7 @@ from .ranks import OutOfStep, by_first, jointly, largest, process_count, require
 from .results import Row
 from .runs import RunFolder, drop_superseded, last_checkpoint, new_run, open_run
 from .sources import open_source
+from .sparsify import kept_of
 from .standalone import Standalone, standalone
 from .unit_use import unit_cost, unit_use, units_left
 
@@ -145,7 +146,7 @@ class Rehearsal:
     Attributes:
         report: as of a run with `out`: the capacity that would be left.
         val, test: what the file says of these splits; None without a test split.
-        network: what the file computes, on the CPU.
+        network: what a server computes of the file, on the CPU.
     """
 
     report: Report
@@ -174,7 +175,7 @@ def rehearse(job: Job, out: Path, runs: Path, reporter: Reporter) -> Rehearsal:
     write_file(out, exported.data)
     report = _report(job, time.monotonic() - started, exported=exported, trained=trained, out=str(out))
     in_store = isinstance(exported, Exported)
-    network = network_of(job.ground.backbone, exported.view) if in_store else trained.network.cpu().eval()
+    network = served_network(job.ground.backbone, exported.view) if in_store else trained.network.cpu().eval()
     return Rehearsal(report, exported.val, exported.test, network)
 
 
@@ -231,12 +232,16 @@ def prepare(
         choices = method.choose(ground, dataclasses.replace(settings, prune=None, margin=None))
     elif small is not None:
         folds, choices = fold_sources(data, settings.seed), by_folds(choices)
-    if method.takes_weights and capacity.starved:
+    if method.takes_weights and settings.train_layers != "head" and capacity.starved:
         warnings.append(starving(capacity, settings.method))
+    if lent := ground.lent_norm() if settings.method == "packnet" and not choices.own_norm else None:
+        warnings.append(
+            f"its BatchNorm is the base's, which task {lent!r} trained for itself; --norm own gives {task!r} its own"
+        )
     if slow := slow_precision(settings.precision, device):
         warnings.append(slow)
     plan = make_plan(task, settings, ground, choices, data, device, processes)
-    _check_shares(plan, data)
+    _check_shares(plan, (data, *folds))
     _introduce(store, plan, data, _cost(ground, plan, capacity, choices.takes), reporter)
     if folds:
         reporter.say(f"{small}, so {_fold_cost(plan.phases, data, folds)}")
@@ -269,9 +274,9 @@ def _prepare_jointly(
     return job
 
 
-def _check_shares(plan: Plan, data: Source) -> None:
+def _check_shares(plan: Plan, sources: Sequence[Source]) -> None:
     """Each process gets a picture of every batch."""
-    smallest = min(batch_sizes(len(data.splits["train"]), plan.batch_size))
+    smallest = min(min(batch_sizes(len(source.splits["train"]), plan.batch_size)) for source in sources)
     if smallest < plan.processes:
         raise InvalidInput(
             f"{plan.processes} processes cannot share a batch of {smallest}: --batch-size {plan.batch_size} is for all "
@@ -384,7 +389,7 @@ def _report(
         out=out,
         val_top1=exported.val.top1 if exported else None,
         test_top1=exported.test.top1 if exported and exported.test else None,
-        pruning_loss=max(main) - exported.val.top1 if exported and len(plan.phases) > 1 else None,
+        pruning_loss=max(main) - exported.val.top1 if exported and trained and _gave_back(prune, trained) else None,
         images={name: len(split) for name, split in job.source.splits.items()},
         bytes=len(exported.data) if exported else None,
         parts=_parts(artifact.tensors) if artifact else {},
@@ -425,11 +430,18 @@ def _parts(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
 
 
 def _tasks_left(plan: Plan, capacity: Capacity, prune: float | None, *, taken: bool) -> int | None:
-    """How many more tasks find enough, at the same share, or of the T that share equally."""
+    """How many more tasks find enough, at the same share (the default one after a task that takes nothing), or of T."""
     if plan.turn is not None:
         turn, tasks = plan.turn
         return tasks - turn + (not taken)
-    return capacity.tasks_left(prune) if prune is not None else None
+    if prune is None:
+        return None
+    return capacity.tasks_left(DEFAULT_PRUNE if plan.train_layers == "head" else prune)
+
+
+def _gave_back(prune: float | None, trained: Trained) -> bool:
+    """Whether a run pruned or gated anything of what it had trained."""
+    return bool(prune) or (bool(trained.scan) and kept_of(trained.scan).units < trained.scan[0].units)
 
 
 def _claimed(job: Job, artifact: Artifact) -> int:

@@ -143,7 +143,7 @@ def make_plan(
         turn=choices.turn,
         prune_by=settings.prune_by,
         train_layers=settings.train_layers,
-        pick=settings.pick,
+        pick=settings.pick and not ground.empty,
         own_norm=choices.own_norm,
         founding=choices.prune is not None and ground.empty,
         free=_digest(ground.free) if takes else None,

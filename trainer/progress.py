@@ -157,7 +157,10 @@ class Bars(Reporter):
         self._progress.update(self._loading, completed=done, total=total, figures=f"{done:,} of {total:,} pictures")
 
     def begin(self, phase: Phase, number: int, count: int, batches: int) -> None:
-        """A new bar."""
+        """A new bar; that of a phase that has ended early is full."""
+        if self._bar is not None:
+            total = next(task.total for task in self._progress.tasks if task.id == self._bar)
+            self._progress.update(self._bar, completed=total)
         self._phase = phase
         name = f"{phase.name} {number}/{count}" if count > 1 else phase.name
         self._bar = self._progress.add_task(name, total=phase.epochs * batches, figures="")
@@ -179,7 +182,7 @@ class Bars(Reporter):
         self._progress.update(self._bar, completed=done, figures=figures)
 
     def epoch(self, row: Row) -> None:
-        """The epoch's figures on the bar; a phase that ends early fills it."""
+        """The epoch's figures on the bar."""
         assert self._bar is not None
         assert self._phase is not None
         bar = next(task for task in self._progress.tasks if task.id == self._bar)

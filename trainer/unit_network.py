@@ -76,6 +76,8 @@ class UnitNetwork(Network):
         self.graph, self.lineage, self.free = graph, lineage, free
         for i, mask in enumerate(self.seen.values()):
             self.register_buffer(f"used_{i}", mask)  # of a group; a buffer, so that a checkpoint keeps it
+        with torch.no_grad():  # a head reads no unit that is not there for its task, whether a scan gates any or not
+            self.head.weight.copy_(torch.where(graph.features_of(self.seen, features), self.head.weight, 0.0))
 
     @property
     def seen(self) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from masks_store import Store
-from trainer.measure import network_of
+from trainer.measure import served_network
 from trainer.network import Network
 from trainer.timing import per_image
 
@@ -41,7 +41,7 @@ def time_all(variants: Mapping[str, Mapping[str, Any]], seed: int, folders: Mapp
             backbone, side = store.backbone, store.backbone.manifest.preprocess.size
             networks[PLAIN] = Network(backbone.body(), backbone.features, PLAIN_CLASSES, trains_norm=False).eval()
             version = last["version"]
-            networks[name] = network_of(backbone, store.view(version)) if version is not None else networks[PLAIN]
+            networks[name] = served_network(backbone, store.view(version)) if version is not None else networks[PLAIN]
     if not networks:
         return
     taken = per_image(networks, torch.randn(BATCH, 3, side, side, generator=torch.Generator().manual_seed(0)))

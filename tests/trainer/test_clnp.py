@@ -40,7 +40,7 @@ from trainer.data import load_source
 from trainer.evaluate import evaluate
 from trainer.interrupt import Interrupted
 from trainer.loop import Loop
-from trainer.measure import score
+from trainer.measure import network_of, score, served_network
 from trainer.methods import METHODS
 from trainer.pipeline import train
 from trainer.plan import make_fabric, make_plan, seeded
@@ -49,6 +49,7 @@ from trainer.sparsify import Bench, Candidate, activities, estimate, kept_of, sp
 from trainer.unit_network import ChoosingNorm, UnitNetwork
 
 from ..tiny import TINY
+from ..zoo import task as random_task
 from .rig import CPU, SIZE, Kept, ground_in, loop_for, quick, read, shapes, state_bits
 
 ARCHS = {"tinyresnet": {"width": 6, "blocks": [1, 1]}, "mlp-16-12": None, "widecnn": None}
@@ -333,6 +334,17 @@ def test_a_vgg_and_bottlenecks_cut_to_half_of_their_units_answer_as_gated(body):
         assert columns == (3 if layer.reads is None else layer.spread * int(half[layer.reads].sum()))
 
 
+@pytest.mark.parametrize("arch", ["mlp-16-12", "tinyresnet", "widecnn"])
+def test_what_is_timed_is_the_smaller_network_that_a_server_runs(tmp_path, arch):
+    with unit_store(tmp_path / "store", arch) as store:
+        version = store.register(random_task(store.backbone, "half", "clnp", share=0.5), label="stable").version.version
+        view, images = store.view(version), torch.randn(4, 3, SIZE, SIZE)
+        small, whole = (make(store.backbone, view) for make in (served_network, network_of))
+        sizes = [sum(parameter.numel() for parameter in network.parameters()) for network in (small, whole)]
+        assert sizes[0] < 0.75 * sizes[1]
+        torch.testing.assert_close(small(images), whole(images), rtol=1e-4, atol=1e-4)
+
+
 def test_only_the_statistics_of_new_units_are_estimated_anew(founded, data):
     network, loop = network_in(founded, data[1])
     network.use(network.seen, {name: t.clone() for name, t in network.state_dict().items()})
@@ -437,6 +449,20 @@ def test_tasks_are_packed_and_none_of_the_earlier_changes_by_a_bit(tmp_path, dat
     assert store.verify() == []
     parents = [store.artifact(version).manifest.parent for version in logits]
     assert parents == [None, *list(logits)[:-1]]
+
+
+def test_a_task_of_which_nothing_is_gated_registers_beside_units_that_are_anothers(tmp_path, data):
+    store = unit_store(tmp_path / "store", "mlp-16-12")
+    first = train(store, "first", data[0], settings(margin=20.0))
+    again = train(store, "first", data[0], settings(margin=100.0, seed=1, epochs=1))
+    assert store.artifact(again.version).manifest.parent == store.artifact(first.version).manifest.parent is None
+    head = store.view(again.version).overlay.head_weight
+    graph = store.backbone.units
+    used = decode_units(store.artifact(again.version), graph).used
+    columns = graph.features_of(used, head.shape[1])
+    assert not bool(head[:, ~columns].any())
+    assert not bool(columns.all()), "the first task's units are not seen"
+    assert store.verify() == []
 
 
 def test_what_is_exported_is_what_the_last_validation_measured(tmp_path, data):

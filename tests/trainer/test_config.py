@@ -10,6 +10,7 @@ from trainer.backbone import init
 from trainer.compare import compare
 from trainer.config import Settings, check_settings, resolve_device, settings_from
 from trainer.evaluate import evaluate
+from trainer.order import propose
 from trainer.prune import parse_prune
 
 from .rig import new_store
@@ -107,6 +108,11 @@ def test_every_fault_is_told_at_once():
         ({"out": "/"}, "is a folder"),
         ({"epochs": 2**63}, "--epochs"),
         ({"patience": -1}, "--patience -1 must be a whole number of at least 0"),
+        ({"epochs": 1.5}, "--epochs 1.5 must be a whole number"),
+        ({"seed": True}, "--seed True must be a whole number"),
+        ({"prune": 0, "retrain_lr": 1e-3}, "--retrain-lr is of the retraining after pruning, and nothing is pruned"),
+        ({"train_layers": "head", "prune_by": "filters"}, "--prune-by says what is pruned, and nothing is"),
+        ({"train_layers": "last:2", "prune": "equal:4"}, "--prune equal:T shares out what is free in all layers"),
     ],
 )
 def test_one_wrong_setting_is_the_message_itself(fields, said):
@@ -179,6 +185,8 @@ def test_commands_that_only_compute_refuse_the_same_settings_before_they_read_an
     missing = str(tmp_path / "not there")
     with pytest.raises(InvalidInput, match=said):
         evaluate(store, None, missing, **fields)
+    with pytest.raises(InvalidInput, match=said):
+        propose(store, [missing], **fields)
     with pytest.raises(InvalidInput, match=said):
         init(tmp_path / "new", "tinyresnet", data=missing, keep=0.5, settings=Settings(**fields))
     assert not (tmp_path / "new").exists()

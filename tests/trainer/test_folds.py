@@ -106,6 +106,14 @@ def test_copies_stay_together():
     assert sorted(folds) == [0] * 4 + [1] * 4 + [2] * 4
 
 
+def test_copies_under_several_classes_stay_together_and_every_class_is_in_every_fold():
+    labels = ["a"] * 9 + ["b"] * 3
+    found = list(_dealt(labels, twins=["x", "y", "z", *range(6), "x", "y", "z"]).values())
+    assert found[:3] == found[9:], "the same fold for both of a pair"
+    assert sorted(found[9:]) == [0, 1, 2]
+    assert np.bincount(found[:9]).tolist() == [3, 3, 3]
+
+
 def test_a_folds_pictures_are_those_of_train_and_validation_once_each_and_none_of_test(source, ground):
     preprocess = ground.backbone.manifest.preprocess
     known = {}

@@ -145,6 +145,24 @@ def test_a_run_stopped_after_any_step_and_resumed_gives_the_same_bits(ground, so
         assert state_bits(masks) == state_bits({n: m for n, m in whole.trainable.items() if m is not None})
 
 
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_stop_that_is_asked_for_while_an_epoch_is_validated_keeps_that_epoch(ground, source, epoch):
+    settings, kept = quick(method="clr"), Kept()
+    whole = run(loop_for(ground, source, settings))
+    asked: list[int] = []
+
+    def validated(rows):
+        asked.extend([len(rows)] if len(rows) == epoch else [])
+
+    keeper = dataclasses.replace(kept.keeper(), results=validated, stop=lambda: bool(asked))
+    with pytest.raises(Interrupted):
+        run(loop_for(ground, source, settings, keeper=keeper))
+    assert asked == [epoch]
+    assert kept.checkpoints[-1].position.epoch == epoch
+    resumed = run(loop_for(ground, source, settings), kept.checkpoints[-1])
+    assert state_bits(resumed.network.state_dict()) == state_bits(whole.network.state_dict())
+
+
 def test_the_cpu_time_of_an_epoch_is_that_of_all_its_sittings(ground, source):
     kept = Kept(4)
     with pytest.raises(Interrupted):
@@ -354,5 +372,13 @@ def test_without_patience_every_recipe_is_as_it_was(ground, source):
 def test_a_loss_that_is_no_number_is_told_with_what_to_do(ground, source):
     loop = loop_for(ground, source, quick(lr=1e18, epochs=3))
     loop.plan = dataclasses.replace(loop.plan, phases=(dataclasses.replace(loop.plan.phases[0], clip=None),))
-    with pytest.raises(Diverged, match=r"diverged.*try --lr"):
+    with pytest.raises(Diverged, match=r"diverged.*try --lr 3.3e\+17"):
+        run(loop)
+
+
+def test_a_retraining_that_diverges_is_told_with_the_flag_of_its_own_rate(ground, source):
+    loop = loop_for(ground, source, quick(retrain_lr=3e18, epochs=2))
+    train, retrain = loop.plan.phases
+    loop.plan = dataclasses.replace(loop.plan, phases=(train, dataclasses.replace(retrain, clip=None)))
+    with pytest.raises(Diverged, match=r"of 'retrain'; try --retrain-lr 1e\+18"):
         run(loop)

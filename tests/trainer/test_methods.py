@@ -106,6 +106,7 @@ def test_retraining_takes_half_the_epochs(ground, source):
     [
         (0.5, False, "auto", True),
         (0.5, True, "auto", False),
+        (1.0, False, "auto", False),
         (0.0, False, "auto", False),
         (0.5, False, "shared", False),
         (0.5, True, "own", True),
@@ -115,7 +116,10 @@ def test_norm_auto_is_own_only_where_a_backbone_was_pruned_without_its_data(sour
     ground = bare_ground(keep=keep)
     manifest = ground.backbone.manifest.model_copy(update={"norm_adapted": adapted})
     ground = dataclasses.replace(ground, backbone=dataclasses.replace(ground.backbone, manifest=manifest))
-    assert METHODS["packnet"].choose(ground, quick(norm=norm)).own_norm is own
+    assert (
+        METHODS["packnet"].choose(ground, quick(norm=norm, train_layers="head" if keep == 1.0 else "all")).own_norm
+        is own
+    )
 
 
 def test_an_own_norm_starts_from_the_backbones_and_travels_whole(ground, source):
@@ -231,6 +235,40 @@ def test_a_packnet_task_of_its_head_alone_claims_nothing_and_registers(tmp_path,
         assert store.verify() == []
         view = store.view(report.version)
         assert state_bits(view.weights) == state_bits({name: store.backbone.tensors[name] for name in view.weights})
+
+
+def test_a_task_that_takes_nothing_is_not_told_of_too_few_free_weights(tmp_path, data):
+    with new_store(tmp_path / "whole", keep=1.0) as store:
+        assert train(store, "shapes", data, quick(train_layers="head", pick=True)).warnings == ()
+    with new_store(tmp_path / "half") as store:
+        left = train(store, "other", data, quick(dry_run=True)).tasks_left
+        assert train(store, "shapes", data, quick(train_layers="head")).tasks_left == left > 1
+
+
+def test_a_norm_that_another_task_trained_for_itself_is_told(tmp_path, data):
+    with new_store(tmp_path / "store") as store:
+        assert train(store, "first", data, quick(norm="shared")).warnings == ()
+        own = train(store, "second", data, quick())
+        assert own.warnings == ()
+        third = train(store, "third", data, quick(norm="shared"))
+        (warning,) = third.warnings
+        assert "task 'second' trained for itself; --norm own gives 'third' its own" in warning
+        norms = [state_bits(store.view(report.version).overlay.norm) for report in (own, third)]
+        assert norms[0] == norms[1]
+    with new_store(tmp_path / "empty", keep=0.0) as store:
+        for name in ("first", "second"):
+            assert train(store, name, data, quick()).warnings == (), "a founding claim's norm is for all"
+
+
+def test_a_founding_claim_is_the_same_whether_it_was_to_pick_or_not(source):
+    ground = bare_ground(keep=0.0)
+    assert plan_for(ground, source, quick(pick=True)) == plan_for(ground, source, quick())
+
+
+def test_the_published_recipe_learns_its_picks_at_the_rate_that_piggyback_published(ground):
+    for recipe in ("best", "paper"):
+        train_phase = METHODS["packnet"].choose(ground, quick(pick=True, recipe=recipe)).phases[0]
+        assert train_phase.lr * train_phase.mask_factor == pytest.approx(1e-4)
 
 
 def test_layers_that_cannot_be_taken_are_refused_with_what_to_do(ground, source):

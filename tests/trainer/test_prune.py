@@ -91,6 +91,13 @@ def test_a_claim_of_a_new_version_of_the_same_task_counts_too(tmp_path):
             train(store, "two", data, quick(prune="equal:2", dry_run=True))
 
 
+def test_picks_alone_are_no_claim(tmp_path):
+    data = shapes(tmp_path / "a.npz")
+    with new_store(tmp_path / "store") as store:
+        train(store, "head", data, quick(epochs=1, train_layers="head", pick=True))
+        assert train(store, "one", data, quick(prune="equal:2", dry_run=True)).plan["turn"] == (1, 2)
+
+
 @pytest.mark.parametrize("text", ["equal", "equal:", "equal:0", "equal:-1", "equal:2.5", "equal:x", "equal:10000"])
 def test_equal_of_no_number_of_tasks_is_refused(text):
     with pytest.raises(ValueError, match=r"equal:T \(T tasks"):

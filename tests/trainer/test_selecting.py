@@ -168,7 +168,7 @@ def test_piggyback_moves_no_weight_of_the_base_at_any_step(ground, source, optim
     loop = loop_for(ground, source, settings, keeper=keeper, layout=memory_format)
     with seeded(loop.plan, CPU):
         loop.run()
-    assert steps == 6
+    assert steps == 6 + 1, "each step, and the validation"
     assert any(bool((mask <= THRESHOLD).any()) for mask in real_masks(loop.network.body).values())
 
 
@@ -189,9 +189,9 @@ def test_picks_train_with_the_claim_then_stay_and_move_no_weight_of_the_lineage(
     loop = loop_for(ground, source, settings, keeper=keeper, layout=memory_format)
     with seeded(loop.plan, CPU):
         loop.run()
-    assert len(during) == 18
-    assert during[0] != during[11], "the picks train in the first phase"
-    assert all(later == during[12] for later in during[12:]), "and are fixed in the second"
+    assert len(during) == 14 + 7, "three epochs: each step, and the validation"
+    assert during[0] != during[13], "the picks train in the first phase"
+    assert all(later == during[14] for later in during[14:]), "and are fixed in the second"
     for name, seen in shown(loop.network.body).items():
         assert bool(seen[~kept[name]].all()), "what the task claims is in sight"
 

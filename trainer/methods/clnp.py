@@ -43,8 +43,9 @@ class CLNP(Method):
 
     Weights from A (units active for any task of the lineage, and the picture) to A are frozen, from the rest I to A 0
     for ever, the others free. The paper's L1, learning rate and thresholds could not be recovered: Adam with a cosine,
-    L1 1e-5 on networks of linear layers and 1e-4 on others. Ours, where a norm follows: L1 is on scale and shift of
-    the free channels, since no weight's size can silence a channel behind a norm (METHODS §3 (e)).
+    L1 1e-5 on networks of linear layers and 1e-4 on others, gradients clipped at 5. Ours, where a norm follows: L1 is
+    on scale and shift of the free channels, since no weight's size can silence a channel behind a norm (METHODS §3
+    (e)), and after gating their statistics are the mean over batches of at most 2,048 pictures (`sparsify.estimate`).
 
     Multi-head and single-head (METHODS §3: one shared layer, a row per class, old rows frozen and 0 from I) are one
     thing here, so there is no option. A row reads and moves nothing of another row: the shared layer is the tasks'

@@ -33,6 +33,10 @@ class KeptWeights(Method):
         """The pruned backbone under a new head."""
         return ground.network(len(plan.classes), trains_norm=True)
 
+    def slower(self, plan: Plan, phase: Phase) -> str:
+        """`taskpack init` has no flag for a learning rate."""
+        return "leave --data out: without it the kept weights stay as they are, and tasks train norms of their own"
+
     def set_up(self, phase: Phase, network: Network) -> None:
         """The norm stands still while the head is trained."""
         network.trains_norm = phase.name == RETRAIN

@@ -54,6 +54,10 @@ class Method(ABC):
         """A phase as it is to be run, now that the ones before it are done; None to leave it out."""
         return phase
 
+    def slower(self, plan: Plan, phase: Phase) -> str:
+        """What to try where a phase diverged: the flag that its learning rate comes from, at a third."""
+        return f"try --lr {plan.phases[0].lr / 3:.2g}"
+
     def set_up(self, phase: Phase, network: Network) -> None:  # noqa: B027
         """Set what a phase needs of the network beside its state dict, in place: by default, nothing.
 

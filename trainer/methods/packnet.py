@@ -45,7 +45,7 @@ from .method import (
 
 TRAIN, TRIAL, RETRAIN = "train", "trial", "retrain"
 EPOCHS = 20
-PICK_FACTOR = 0.2
+PICK_FACTOR, PAPER_PICK_FACTOR = 0.2, 0.1
 
 
 class PackNet(Method):
@@ -59,9 +59,10 @@ class PackNet(Method):
         cosine and is chosen by whether the base is pretrained, because 1e-3 never gets a random start anywhere in 20
         epochs; retraining starts at a tenth of it; the gradient is clipped.
 
-        With `--pick` (ours, after CPG and WSN): Adam, and Piggyback's real-valued mask over what the lineage owns,
-        learned in phase B together with the claim, at a fifth of its learning rate (by default the 1e-4 that Piggyback
-        published), and fixed in C and D. A founding claim has nothing to pick from.
+        With `--pick` (ours, after CPG and WSN): Adam in both recipes, and Piggyback's real-valued mask over what the
+        lineage owns, learned in phase B together with the claim, at a fifth of its learning rate (a tenth of that of
+        `paper`: by default the 1e-4 that Piggyback published), and fixed in C and D. A founding claim has nothing to
+        pick from and is trained as without it.
 
         Departures of both from the authors' code: pictures go through the store's one preprocess and are cropped at
         random (`augment.py`); they are mirrored only on request; phases end at their best validation accuracy, where
@@ -75,10 +76,11 @@ class PackNet(Method):
         takes = sum(int(mask.sum()) for mask in taken.values())
         if settings.train_layers != "head":
             check_capacity(ground, takes, settings.train_layers)
-        if settings.pick:
+        picks = settings.pick and not ground.empty
+        if picks:
             check_mask_optimizer(settings, "--pick")
         paper = settings.recipe == "paper"
-        optimizer: Optimizer = settings.optimizer or ("adam" if settings.pick else "sgd")  # pyright: ignore[reportAssignmentType]
+        optimizer: Optimizer = settings.optimizer or ("adam" if picks else "sgd")  # pyright: ignore[reportAssignmentType]
         lr = settings.lr or (1e-3 if paper else default_lr(optimizer, scratch=ground.empty))
         epochs = settings.epochs or EPOCHS
         rule, turn = parse_prune(settings.prune) if takes else 0.0, None
@@ -87,7 +89,8 @@ class PackNet(Method):
             rule = rule.share(turn[0])
         falls: tuple[Schedule, Schedule] = ("half", "constant") if paper else ("cosine", "cosine")
         decay, clip = settings.weight_decay or 0.0, None if paper else 5.0
-        train = Phase(TRAIN, epochs, lr, falls[0], optimizer, weight_decay=decay, clip=clip, mask_factor=PICK_FACTOR)
+        picking = PAPER_PICK_FACTOR if paper else PICK_FACTOR
+        train = Phase(TRAIN, epochs, lr, falls[0], optimizer, weight_decay=decay, clip=clip, mask_factor=picking)
         again = dataclasses.replace(
             train,
             name=RETRAIN,
@@ -117,6 +120,10 @@ class PackNet(Method):
         if plan.pick and not plan.founding:
             add_masks(network.body)
         return network
+
+    def slower(self, plan: Plan, phase: Phase) -> str:
+        """Retraining, and its trials, have a flag of their own."""
+        return super().slower(plan, phase) if phase.prune is None else f"try --retrain-lr {phase.lr / 3:.2g}"
 
     def settle(self, plan: Plan, phase: Phase, hits: Hits) -> Phase | None:
         """Under `--prune auto`: no further share after the first that is accepted, and D with the one that it was."""
@@ -286,7 +293,7 @@ def _own_norm(ground: Ground, norm: str) -> bool:
             raise InvalidInput(f"--norm own: {manifest.arch} has no BatchNorm; leave the flag out")
         return False
     if norm == "auto":
-        return manifest.keep > 0.0 and not manifest.norm_adapted
+        return 0.0 < manifest.keep < 1.0 and not manifest.norm_adapted
     return norm == "own"
 
 
@@ -302,7 +309,10 @@ def _take_random_start(network: Network, random: torch.nn.Module, ground: Ground
 
 @torch.no_grad()
 def _take_norm(network: Network, ground: Ground) -> None:
-    """A norm of its own starts from the backbone's, not from its parent's (METHODS §1, Norm)."""
+    """A norm of its own starts from the backbone's, not from its parent's (METHODS §1, Norm).
+
+    In a store that keeps nothing the backbone's is a random start: there it starts from the parent's.
+    """
     state = network.body.state_dict()
     for name in norm_modules(network.body):
         for field in ("weight", "bias", "running_mean", "running_var"):

@@ -23,8 +23,8 @@ PAPER_LR = 1e-4
 class Piggyback(Method):
     """A bitmask over all that the base owns, a norm, and a head; takes no shared weights and needs no order.
 
-    Departures from the authors' code under either recipe: pictures go through the store's one preprocess; the best
-    epoch on the validation split is kept.
+    Departures from the authors' code under either recipe: pictures go through the store's one preprocess and are
+    cropped at random (`augment.py`), mirrored only on request; the best epoch on the validation split is kept.
     """
 
     def choose(self, ground: Ground, settings: Settings) -> Choices:
