@@ -40,6 +40,10 @@ MOST_PICTURES = 32
 MOST_PIXELS = 32_000_000
 """Of one call, and so of one picture: 96 MB decoded, and 384 MB more while one as large as this is resized."""
 
+MOST_SHRINK = 32
+"""How many times as long as wanted the shorter side may be: torch's resize keeps a row of weights for each output pixel
+in a GPU's shared memory, 48 KB, which a bicubic one has filled at about 47."""
+
 MEAN_FAULT = 8.0
 """Mean difference in levels that another decoder may make at the start; exchanged or missing colours make far more."""
 
@@ -123,8 +127,9 @@ class DeviceDecoder:
         self._device = device
         self._decode_jpegs = decode_jpegs
         # nvJPEG writes from a stream of its own into memory that torch hands out for the current one: in a stream that
-        # nobody else uses, and that is empty between two calls, no kernel still reads that memory.
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        # nobody else uses, and that is empty between two calls, no kernel still reads that memory. Torch hands out few
+        # streams, in turn: one of another priority is no stage's.
+        self._stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="device decode")
         self._lock = threading.Lock()
         self._queue: deque[_Waiting] = deque()
@@ -138,7 +143,7 @@ class DeviceDecoder:
             data: the encoded picture, of whatever type.
             size: its pixels by its header.
         """
-        return size <= self._most_pixels and is_plain_jpeg(data)
+        return size <= min(self._most_pixels, (MOST_SHRINK * self._preprocess.resize) ** 2) and is_plain_jpeg(data)
 
     def submit(self, pictures: Sequence[tuple[bytes, int]]) -> list[Future[Pixels | None]]:
         """Queue pictures that the device takes; one that is cancelled before it is decoded costs nothing.

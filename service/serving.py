@@ -334,6 +334,11 @@ class Serving:
         """Runs a version's probe through this engine, on its device, before the version is registered."""
         return self._probes.prober
 
+    @property
+    def lost(self) -> bool:
+        """Whether the device computes nothing any more: only another process can."""
+        return self._workers.lost
+
     def state(self, version: str) -> Literal["ready", "loading", "failed"]:
         """Where a version stands on this replica.
 

@@ -93,6 +93,8 @@ class Workers:
         ]
         self.batch_size = Figure((1, 2, 4, 8, 16, 32, 64, 128, 256))
         self.batch_tasks = Figure((1, 2, 4, 8, 16, 32, 64))
+        self.lost = False
+        """Whether the device was found to compute nothing any more."""
 
     def start(self) -> None:
         """Begin to take batches."""
@@ -147,7 +149,10 @@ class Workers:
     def _alone(self, batch: Sequence[QueuedRequest], error: Exception) -> list[Answer | Exception]:
         """One version may have broken a batch for the others: each is run alone, and only the culprit is told."""
         versions = dict.fromkeys(request.version for request in batch)
-        if len(versions) == 1:
+        if not self.lost and not self._engine.answers():
+            self.lost = True
+            log.critical("%s computes nothing any more; the server has to be started anew", self._engine.device_name)
+        if len(versions) == 1 or self.lost:
             log.error("a forward failed for version %s", batch[0].version, exc_info=error)
             return [error] * len(batch)
         told: dict[int, Answer | Exception] = {}

@@ -64,6 +64,8 @@ def replay_of(engine: Engine, sight: Sight, images: int, task: DeviceOverlay) ->
     newest = max(found, key=lambda recording: recording.used_at)
     replay = newest.replay
     assert replay is not None
+    if engine.device.type == "cuda" and not isinstance(getattr(replay, "__self__", None), torch.cuda.CUDAGraph):
+        raise RuntimeError(f"a batch of {images} runs without a recording; the log says why")
 
     def call() -> object:
         with torch.inference_mode():  # as the engine does

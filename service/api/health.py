@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from ..errors import Problem, retry_after
 from ..metrics import CONTENT_TYPE
-from ..runtime import runtime_of
+from ..runtime import Runtime, runtime_of
 from ..schemas import InfoOut, NoQuery
 from .answers import Json
 
@@ -20,7 +20,8 @@ LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "safetensors", "fastapi"
 
 
 async def livez(request: Request, query: Annotated[NoQuery, Query()]) -> Response:
-    """Whether the process answers at all."""
+    """Whether the process answers at all, and is worth keeping: not once its device is lost to it."""
+    _require_device(runtime_of(request))
     return Json({"status": "alive"})
 
 
@@ -31,7 +32,13 @@ async def readyz(request: Request, query: Annotated[NoQuery, Query()]) -> Respon
         raise Problem(503, f"the server is {runtime.state}", headers=retry_after(1.0))
     if runtime.trouble is not None:
         raise Problem(503, runtime.trouble, headers=retry_after(1.0))
+    _require_device(runtime)
     return Json({"status": "ready"})
+
+
+def _require_device(runtime: Runtime) -> None:
+    if runtime.state == "ready" and runtime.serving.lost:
+        raise Problem(503, "the device computes nothing any more; start the server anew")
 
 
 async def metrics(request: Request, query: Annotated[NoQuery, Query()]) -> Response:

@@ -141,7 +141,7 @@ ROUTES: tuple[Route, ...] = (
         {**_IF_MATCH, "If-None-Match": "`*`: only if there is no such label yet."},
     ),
     Route("DELETE", _LABEL, "admin", versions.delete_label, {204: None}, (404, 409, 412, 507), headers=_IF_MATCH),
-    Route("GET", "/livez", "public", health.livez, {200: schemas.StatusOut}),
+    Route("GET", "/livez", "public", health.livez, {200: schemas.StatusOut}, (503,)),
     Route("GET", "/readyz", "public", health.readyz, {200: schemas.StatusOut}, (503,)),
     Route("GET", "/metrics", "metrics", health.metrics, {200: "text/plain"}),
     Route("GET", "/info", "metrics", health.info, {200: schemas.InfoOut}),

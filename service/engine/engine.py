@@ -230,6 +230,16 @@ class Engine:
                 answers[i] = answer
         return answers
 
+    def answers(self) -> bool:
+        """Whether the device still computes: a CUDA context that an error has broken never does again."""
+        if self.device.type == "cuda":
+            try:
+                with self._stages.computing():
+                    torch.cuda.synchronize(self.device)
+            except RuntimeError:
+                return False
+        return True
+
     def _forward(
         self, weights: Weights, dtype: str, images: Sequence[Pictures], tasks: Sequence[DeviceOverlay]
     ) -> list[Logits]:
@@ -242,27 +252,39 @@ class Engine:
         # The stage is held until the answer is on the host: what it computes with is free for others only then.
         with torch.inference_mode(), arithmetic, stage.held(), stage.queue():
             parts, own = [images[i] for i in order], [tasks[i] for i in order]
-            rows = self._recorded(stage, weights, dtype, parts, own)  # [N, features]
-            if rows is None:
-                pixels = torch.from_numpy(np.concatenate(parts)).to(self.device)  # uint8 [N, H, W, 3]
-                rows = self._features(weights.tensors, dtype, pixels, _segments(own, starts), folded=own[0].folds)
             spans: list[tuple[int, int, DeviceOverlay]] = []  # rows [start, stop) of each task
             for _, group in groupby(range(len(order)), key=lambda at: own[at].version):
                 at = list(group)
                 spans.append((starts[at[0]], starts[at[-1] + 1], own[at[0]]))
-            by_row = self._logits(rows, spans)
+            heads = self._heads_of(spans, starts[-1])  # before the forward is launched, which a copy would wait for
+            rows = self._recorded(stage, weights, dtype, parts, own)  # [N, features]
+            if rows is None:
+                pixels = torch.from_numpy(np.concatenate(parts)).to(self.device)  # uint8 [N, H, W, 3]
+                with self._stages.computing():
+                    rows = self._features(weights.tensors, dtype, pixels, _segments(own, starts), folded=own[0].folds)
+            by_row = self._logits(rows, spans, heads)
         return _per_request(by_row, spans, order, starts)
 
-    def _logits(self, rows: Tensor, spans: Sequence[tuple[int, int, DeviceOverlay]]) -> list[Logits]:
+    def _heads_of(self, spans: Sequence[tuple[int, int, DeviceOverlay]], rows: int) -> Tensor | None:
+        """Where each row's head lies: addresses of weights and of biases, and its classes, int64 [3, rows].
+
+        None where one task's head is a product, or no kernel takes several.
+        """
+        if self._kernels.rows is None or len(spans) < 2:
+            return None
+        counts, tasks = [b - a for a, b, _ in spans], [task for _, _, task in spans]
+        weights = addresses_of([task.head_weight for task in tasks], counts, rows)
+        biases = addresses_of([task.head_bias for task in tasks], counts, rows)
+        classes = torch.tensor([len(task.head_bias) for task in tasks]).repeat_interleave(torch.tensor(counts))
+        return torch.stack([weights, biases, classes]).to(self.device)
+
+    def _logits(
+        self, rows: Tensor, spans: Sequence[tuple[int, int, DeviceOverlay]], given: Tensor | None
+    ) -> list[Logits]:
         """float32 [N, features] and the rows of each task -> its logits, on the host; one transfer."""
-        if self._kernels.rows is not None and len(spans) > 1:
-            counts, tasks = [b - a for a, b, _ in spans], [task for _, _, task in spans]
-            weights = addresses_of([task.head_weight for task in tasks], counts, len(rows))
-            biases = addresses_of([task.head_bias for task in tasks], counts, len(rows))
-            classes = torch.tensor([len(task.head_bias) for task in tasks]).repeat_interleave(torch.tensor(counts))
-            # int64 [3, N]
-            given = torch.stack([weights, biases, classes]).to(self.device)
-            most = int(classes.max())
+        if given is not None:
+            assert self._kernels.rows is not None
+            most = max(len(task.head_bias) for _, _, task in spans)
             all_ = self._kernels.rows.heads(rows, given[0], given[1], given[2], most).cpu().numpy()  # [N, most]
             return [all_[a:b, : len(task.head_bias)] for a, b, task in spans]
         heads = [F.linear(rows[a:b], task.head_weight, task.head_bias) for a, b, task in spans]  # [n, classes] each
@@ -315,7 +337,8 @@ class Engine:
         found = self._stages.run(stage, name, dtype, images, given, compute)
         if found is None and row is not None:
             pixels = torch.from_numpy(np.concatenate(images)).to(self.device)
-            return compute(pixels, given[: len(pixels)].to(self.device))
+            with self._stages.computing():
+                return compute(pixels, given[: len(pixels)].to(self.device))
         return found
 
     @property

@@ -85,7 +85,7 @@ class Shared:
 
     def base(self, dtype: str) -> Weights:
         """The backbone's own weights; made when first asked for."""
-        with self._lock:
+        with self._lock, torch.inference_mode(False):
             if dtype not in self._base:
                 layout = self.layout(dtype)
                 made = layout.new()
@@ -105,6 +105,7 @@ class Shared:
                 self._pool[dtype] = self._new_pool(dtype)
             return self._pool[dtype]
 
+    @torch.inference_mode(False)  # a forward may be the first to ask: what it made then could not be written any more
     def _new_pool(self, dtype: str) -> Weights:
         if not self._free:
             return self.base(dtype)  # nothing can ever be claimed: one copy serves as both

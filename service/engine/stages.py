@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol, cast
 from weakref import WeakKeyDictionary
@@ -26,11 +26,16 @@ from torch import Tensor
 from masks_store import probe_faults
 
 from .layout import Weights
+from .turns import Turns
 
 log = logging.getLogger("taskpack.service")
 
 LARGEST = 1024
 """Images of the largest batch that is recorded."""
+
+TURNS = Turns()
+"""Of all engines in the process. While one thread records, no other may have cuDNN look for its algorithms: that stops
+the whole device for a moment, which no recording survives. Replaying disturbs nobody."""
 
 Pictures = npt.NDArray[np.uint8]
 
@@ -46,6 +51,10 @@ class Recorded(NamedTuple):
     nbytes: int
 
 
+class RecordingBroken(RuntimeError):
+    """A recording failed after it had begun, and may have left the device's allocator in a state of its own."""
+
+
 class Capture(Protocol):
     """How to record; a function."""
 
@@ -53,9 +62,20 @@ class Capture(Protocol):
         """Record `work`, which reads and writes static memory only; `stream` is where that was brought in.
 
         Raises:
+            RecordingBroken: it cannot be recorded, and nothing should be any more.
             RuntimeError: it cannot be recorded.
         """
         ...
+
+
+@contextmanager
+def _searching() -> Generator[None]:
+    """Let cuDNN try its algorithms in the block: before a thread's first forward of a shape, or it keeps a guess."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def bucket_of(images: int) -> int:
@@ -138,7 +158,6 @@ class Stages:
         self._side = side
         self._stages: WeakKeyDictionary[Weights, Stage] = WeakKeyDictionary()
         self._lock = threading.Lock()  # of the dict
-        self._recording = threading.Lock()  # one thing is recorded at a time
         self._clock = 0
 
     def of(self, weights: Weights) -> Stage:
@@ -148,6 +167,10 @@ class Stages:
                 stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
                 self._stages[weights] = Stage(stream, stream is not None or self.capture is not None)
             return self._stages[weights]
+
+    def computing(self) -> AbstractContextManager[object]:
+        """Hold around a forward that is not recorded: none runs while another is being recorded."""
+        return nullcontext() if self.capture is None else TURNS.together()
 
     @property
     def nbytes(self) -> int:
@@ -210,30 +233,38 @@ class Stages:
         dtype: str,
     ) -> None:
         """Fill `recording`: its features are this batch's when this returns."""
-        first = compute(recording.pixels, recording.given)
-        recording.features = torch.zeros_like(first)
-        static = recording.features
+        with TURNS.alone(), _searching():
+            first = compute(recording.pixels, recording.given)
+            recording.features = static = torch.zeros_like(first)
+            recording.nbytes += static.nbytes
 
-        def work() -> None:
-            static.copy_(compute(recording.pixels, recording.given))
+            def work() -> None:
+                static.copy_(compute(recording.pixels, recording.given))
 
-        recording.nbytes += static.nbytes
-        recording.replay = work
-        assert self.capture is not None
-        try:
-            with self._recording:
+            def unrecorded() -> None:
+                with self.computing():
+                    work()
+
+            try:
+                if self.capture is None:  # another recording has broken meanwhile
+                    raise RuntimeError("nothing is recorded any more")
                 replay, nbytes = self.capture(work, stage.stream)
-            replay()
-            faults = probe_faults(first.cpu(), static, cast(Literal["fp32", "bf16"], dtype))
-        except RuntimeError as error:
-            faults, replay, nbytes = [str(error)], work, 0
-        if faults:
-            log.warning("batches of %d run without a recording on %s: %s", key[1], self.device, "; ".join(faults))
-            work()
-        else:
-            recording.replay, recording.nbytes = replay, recording.nbytes + nbytes
-        stage.recordings[key] = recording
-        self._make_room(recording)
+                replay()
+                faults = probe_faults(first.cpu(), static, cast(Literal["fp32", "bf16"], dtype))
+            except RuntimeError as error:
+                faults, replay, nbytes = [str(error)], unrecorded, 0
+                if isinstance(error, RecordingBroken):
+                    log.error("nothing is recorded on %s any more: a recording broke", self.device)
+                    self.capture = None
+            if faults:
+                log.warning("batches of %d run without a recording on %s: %s", key[1], self.device, "; ".join(faults))
+                replay = unrecorded
+                work()
+            else:
+                recording.nbytes += nbytes
+            recording.replay = replay
+            stage.recordings[key] = recording
+            self._make_room(recording)
 
     def _make_room(self, newest: Recording) -> None:
         """Forget what was used longest ago, until the rest fits; never what is being computed."""

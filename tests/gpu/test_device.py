@@ -28,7 +28,7 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> Generator[None]:
     """Nothing may fall back to the plain way."""
     with caplog.at_level(logging.WARNING, "taskpack.service"):
         yield
-    assert caplog.messages == []
+    assert [record.getMessage() for record in caplog.get_records("call")] == []  # `messages` is of the teardown by now
 
 
 def on_gpu(dtype: str = "fp32", keep: float = 0.5) -> rig.Rig:
@@ -42,8 +42,13 @@ def test_every_fast_way_agrees_with_plain_torch_on_this_device() -> None:
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_every_method_gives_the_reference_s_logits_alone_and_mixed(dtype: str) -> None:
-    """Twice each: recorded, then replayed; sizes that fill a batch up and that do not."""
+    """Twice each: recorded, then replayed; sizes that fill a batch up and that do not.
+
+    By the probes' bounds, with the spread of a task's logits over many pictures: a single one may have next to none.
+    """
     made = on_gpu(dtype)
+    many = rig.pictures(made.backbone, 16, 99)
+    spread = {name: rig.reference(made.backbone, task, many).std(correction=0) for name, task in made.tasks.items()}
     for images in (1, 3, 2, 4, 3):
         asked = {name: rig.pictures(made.backbone, images, seed) for seed, name in enumerate(made.tasks)}
         expected = {name: rig.reference(made.backbone, made.tasks[name], asked[name]) for name in asked}
@@ -51,7 +56,8 @@ def test_every_method_gives_the_reference_s_logits_alone_and_mixed(dtype: str) -
             names = [name for name in asked if made.sight(name) == sight]
             for group in [[name] for name in names] + [names]:
                 for name, got in zip(group, made.run(group, [asked[name] for name in group]), strict=True):
-                    assert not probe_faults(expected[name], torch.from_numpy(got), dtype), f"{name} among {group}"
+                    off = float((torch.from_numpy(got) - expected[name]).abs().max() / spread[name])
+                    assert off < {"fp32": 1e-4, "bf16": 0.25}[dtype], f"{name} among {group}"
     assert made.engine.recorded_bytes > 0
 
 
@@ -75,7 +81,7 @@ def test_threads_that_ask_many_views_at_once_get_their_own_answers() -> None:
     """More views than slots, in four threads: writing, recording and computing go on beside one another."""
     made = on_gpu()
     names = [name for name in made.tasks if made.loaded[name].folds or "clr" in name]
-    pictures = {name: rig.pictures(made.backbone, 1 + seed % 3, seed) for seed, name in enumerate(names)}
+    pictures = {name: rig.pictures(made.backbone, 4 + seed % 3, seed) for seed, name in enumerate(names)}
     expected = {name: rig.reference(made.backbone, made.tasks[name], pictures[name]) for name in names}
     wrong: list[str] = []
 

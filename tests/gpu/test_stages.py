@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from service.engine.stages import Recorded, bucket_of
+from service.engine.stages import LARGEST, Recorded, RecordingBroken, bucket_of
 from service.engine.ways import Ways
 
 from .. import zoo
@@ -115,6 +115,49 @@ def test_what_cannot_be_recorded_is_computed_plainly(caplog: pytest.LogCaptureFi
         answer(made, "packnet", 4, 1)
     assert "not permitted" in caplog.text
     assert len(caplog.records) == 1, "told once, not with every batch"
+
+
+def test_after_a_recording_that_broke_nothing_is_recorded_any_more(caplog: pytest.LogCaptureFixture) -> None:
+    """What torch leaves behind then may let two recordings share memory."""
+    asked = 0
+
+    def breaks(work: Callable[[], None], stream: object) -> Recorded:
+        nonlocal asked
+        asked += 1
+        raise RecordingBroken("operation not permitted when stream is capturing")
+
+    made = staged(breaks)
+    with caplog.at_level(logging.WARNING, "taskpack.service"):
+        for seed, images in enumerate((3, 4, 2, 1)):
+            answer(made, "packnet", images, seed)
+            answer(made, "clr-a", images, seed)
+    assert asked == 1
+    assert "nothing is recorded on cpu any more" in caplog.text
+
+
+def test_no_forward_that_is_not_recorded_runs_while_another_is_recorded() -> None:
+    """On a GPU cuDNN's search in the one would break the other."""
+    beside: list[str] = []
+    entered, done = threading.Event(), threading.Event()
+
+    def slow(work: Callable[[], None], stream: object) -> Recorded:
+        entered.set()
+        assert not done.wait(0.3), "computed meanwhile"
+        return Recorded(work, 0)
+
+    made = staged(slow)
+    pictures = rig.pictures(made.backbone, LARGEST + 1, 0)  # too many to be recorded
+
+    def ask() -> None:
+        entered.wait()
+        beside.extend(str(len(made.run(["clr-a"], [pictures])[0])))
+        done.set()
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    answer(made, "packnet", 2, 0)
+    thread.join()
+    assert beside
 
 
 def test_recordings_stay_within_their_bytes_and_the_least_recently_used_goes() -> None:

@@ -237,6 +237,15 @@ async def test_a_call_decodes_no_more_pixels_than_its_bound() -> None:
     made.close()
 
 
+def test_a_picture_that_would_shrink_more_than_the_device_can_is_left_to_the_cpu() -> None:
+    device = Counting()
+    sent = [smooth((240, 240)), smooth((280, 280))]  # 30 and 35 times as long as wanted
+    found = together(sent, device, Preprocess(resize=8, size=8))
+    assert device.calls == [1]
+    assert len(found) == 2
+    assert not any(isinstance(one, Bad) for one in found)
+
+
 @pytest.mark.anyio
 async def test_pictures_that_are_given_up_are_not_decoded() -> None:
     device = Counting()

@@ -14,6 +14,7 @@ import pytest
 
 import masks_store
 from masks_store import InvalidInput, NotFound, Store, StoreCorrupt, TaskpackError
+from service.engine import Engine
 from service.engine import errors as engine_errors
 from service.engine.errors import DeadlinePassed, Draining, QueueFull, VersionFailed
 from service.errors import STATUS, Problem, problem_of, retry_after
@@ -174,6 +175,28 @@ async def test_a_damaged_blob_is_500_without_its_place(web: Web) -> None:
     response = await web.client.get(f"/tasks/birds/versions/{version}/artifact", headers=ADMIN)
     assert str(web.store.path) not in response.text
     assert "blobs" not in problem(response, 500)["detail"]
+
+
+@pytest.mark.parametrize("gone", [True, False])
+async def test_a_server_whose_device_is_gone_says_so_to_what_watches_it(
+    web: Web, gone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No GPU that breaks is at hand: the forward fails here as one does after an illegal access."""
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    await probed(web)
+    monkeypatch.setattr(Engine, "run", broken)
+    monkeypatch.setattr(Engine, "answers", lambda _: not gone)
+    answer = await web.client.post("/predict?task=birds", content=picture(), headers=ADMIN | PNG)
+    problem(answer, 500)
+    for path in ("/livez", "/readyz"):
+        answer = await web.client.get(path)
+        if gone:
+            assert "start the server anew" in problem(answer, 503)["detail"]
+        else:
+            assert answer.status_code == 200
 
 
 async def test_a_store_that_cannot_be_read_is_not_ready_until_it_can(web: Web) -> None:

@@ -23,6 +23,21 @@ def test_numbers_of_claims_that_went_are_used_again() -> None:
     assert {owner.dtype for owner in shared._owners.values()} == {torch.uint8}  # pyright: ignore[reportPrivateUsage]
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_weights_that_a_forward_was_the_first_to_ask_for_can_be_claimed_later(dtype: str) -> None:
+    """A forward runs in inference mode; what is made there is never to be written outside of it."""
+    backbone, layer = zoo.backbone(keep=0.5), "conv1.weight"
+    shared, free = Shared(backbone, torch.device("cpu")), ~backbone.kept[layer]
+    view = shared.layout(dtype).new()
+    with torch.inference_mode():
+        shared.base(dtype)
+        shared.fill(view, dtype, None, {})
+    shared.claim("later", {layer: free}, {layer: torch.full((int(free.sum()),), 0.5)})
+    shared.fill(view, dtype, shared.shown(dtype, ["later"]), {})
+    weight = shared.layout(dtype).places[layer].restored(view.memory[layer])
+    assert bool((weight[free] == 0.5).all())
+
+
 @pytest.mark.parametrize("piece", [7, PIECE])
 def test_claims_keep_their_weights_when_numbers_outgrow_a_byte(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PIECE", piece)
