@@ -248,10 +248,19 @@ def settings_of(run: Path) -> str:
 def test_a_fault_of_the_input_is_told_by_one_of_two_processes(killed, tmp_path):
     store, data, _ = killed
     log = tmp_path / "log"
-    assert start(command(store, data, "--batch-size", "2"), log).wait(300) != 0
+    assert start(command(store, data, "--prune", "equal:1"), log).wait(300) != 0
     told = log.read_text()
-    assert told.count("2 processes cannot share a batch of 1") == 1
+    assert told.count("versions in this store hold claims already") == 1
     assert told.count("error: ") == 1
+
+
+def test_processes_that_would_get_no_picture_of_a_batch_are_refused_in_every_fold_too(tmp_path):
+    data = shapes(tmp_path / "a.npz", train=180, val=30)  # a fold trains with 140, in batches of 12 and 11
+    with new_store(tmp_path / "store") as store:
+        prepare(store, "shapes", data, quick(batch_size=12, prune=0.5), Silent(), 12)
+        for rule, processes, smallest in ((0.5, 13, 12), ("auto", 12, 11)):
+            with pytest.raises(InvalidInput, match=f"{processes} processes cannot share a batch of {smallest}: "):
+                prepare(store, "shapes", data, quick(batch_size=12, prune=rule), Silent(), processes)
 
 
 def test_a_run_of_two_processes_is_not_gone_on_with_by_one(tmp_path):
