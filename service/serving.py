@@ -152,6 +152,8 @@ class Serving:
         await asyncio.to_thread(self._prepare_device)
         self._phase = "running"
         self._workers.start()
+        if self._engine.device.type == "cuda":
+            await asyncio.to_thread(self._warm_up)
         self._checker.start()
 
     async def stop(self, drain_timeout: float) -> None:
@@ -180,6 +182,22 @@ class Serving:
                     started = time.monotonic()
                     self._engine.run(Sight(self._store.backbone_digest, ()), self.dtype, [images], [blank])
                     self._batcher.pace_s = time.monotonic() - started
+
+    def _warm_up(self) -> None:
+        """Compute batches of every size that is recorded, in a worker's thread: cuDNN's choices are a thread's own.
+
+        Otherwise the first request of a size would wait for them, a second or more, and everybody behind it.
+        """
+        blank = self._engine.bare(torch.zeros(1, self._store.backbone.features), self.dtype)
+        side, size = self.image_size, 1
+        while size <= self._batcher.max_batch:
+            images = np.zeros((size, side, side, 3), np.uint8)
+            work = Work(Sight(self._store.backbone_digest, ()), self.dtype, images, blank)
+            self._run(work)  # recorded
+            started = time.monotonic()
+            self._run(work)  # replayed
+            self._batcher.pace_s = (time.monotonic() - started) / size
+            size *= 2
 
     def _join(self) -> None:
         self._workers.join()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
@@ -163,16 +163,16 @@ class Engine:
                 view that is in no pool yet (`masks_store.View.weights`).
             alone: the weights are of this version only, so that they need not be compared with others' by their digest.
         """
-        layers = self._frame.layers(overlay, dtype, folds=folds, compiled=self._compiled)
+        row = None if folds or self._kernels.rows is None else self._row(overlay, weights or {})
+        layers = self._frame.layers(
+            overlay, dtype, folds=folds, compiled=self._compiled, by_row=row is not None
+        )  # its numbers are on the device once
         head = (overlay.head_weight, overlay.head_bias)
         head_weight, head_bias = (tensor.to(self.device, torch.float32).contiguous() for tensor in head)
         own = None
         if weights is not None:
             key = f"{version} {dtype}" if alone else own_key(weights, dtype, layers.scales)
             own = self._own(key, weights, layers.scales, dtype)
-        row = None if folds or self._kernels.rows is None else self._row(overlay, weights or {})
-        if row is not None:  # which it is computed by: its numbers are on the device once
-            layers = replace(layers, behind={})
         size = layers.nbytes + head_weight.nbytes + head_bias.nbytes + (0 if row is None else row.numbers.nbytes)
         settle(self.device)
         return DeviceOverlay(version, layers, folds, head_weight, head_bias, size, shown, own, row)

@@ -103,7 +103,9 @@ class Frame:
     biases: Mapping[str, Tensor]
     channels: Mapping[str, int]
 
-    def layers(self, overlay: Overlay | None, dtype: str, *, folds: bool, compiled: bool = False) -> Layers:
+    def layers(
+        self, overlay: Overlay | None, dtype: str, *, folds: bool, compiled: bool = False, by_row: bool = False
+    ) -> Layers:
         """A task's tensors as the forward takes them.
 
         Args:
@@ -112,13 +114,14 @@ class Frame:
             folds: whether its norm goes into its view (`scales`, `biases`) or stays where it is (`behind`, which then
                 has what the task brings, and for the backbone everything).
             compiled: whether what it brings is for the C function (`Behind.table`) or for torch's operators.
+            by_row: whether a row (`row`) has what would stand `behind`, which is left out then; not with `folds`.
         """
         device = self.device
         folding = _Folding(self, overlay, device, DTYPES[dtype], compiled=compiled)
         behind: dict[str, Behind] = {}
         scales: dict[str, Tensor] = {}
         biases: dict[str, Tensor | None] = {}
-        for step in self.program.steps:
+        for step in () if by_row else self.program.steps:
             if isinstance(step, LoneNorm):
                 if folding.brings(step.norm):
                     behind[step.norm.module] = folding.made(None, None, step.norm)

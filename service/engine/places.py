@@ -15,7 +15,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 
@@ -96,12 +96,13 @@ class Place:
         Returns:
             (int64 [N], ascending positions in memory; int64 [N], which of `where` lies at each); on the CPU.
         """
+        here = replace(self, device=torch.device("cpu"))  # the same order, without sending digits to and fro
         numbers, base, step = torch.arange(1, len(where) + 1), _WHOLE[self.dtype], 1
         found: Tensor | None = None  # [length]
         while found is None or step <= len(where):
             digits = torch.zeros(self.shape)
             put(digits, where, numbers // step % base)
-            arranged = self.arranged(digits).cpu()
+            arranged = here.arranged(digits)
             found = arranged if found is None else found + arranged.double() * step
             step *= base
         at = positions(found != 0)
