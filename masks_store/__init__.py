@@ -46,6 +46,7 @@ from .errors import PreconditionFailed as PreconditionFailed
 from .errors import ProbeFailed as ProbeFailed
 from .errors import RegistryLocked as RegistryLocked
 from .errors import StoreCorrupt as StoreCorrupt
+from .errors import StoreReplaced as StoreReplaced
 from .errors import StoreReserved as StoreReserved
 from .errors import TaskpackError as TaskpackError
 from .errors import VersionInUse as VersionInUse

@@ -13,6 +13,7 @@ TaskpackError
 │   └── StoreReserved       another run holds the store's free weights
 ├── PreconditionFailed      the label is not where the caller believed
 ├── OutOfCapacity           no free weights, or no disk space
+├── StoreReplaced           another store is where the one that is open was
 └── StoreCorrupt            a stored blob or row is not what it must be
 
 The errors know nothing of HTTP or of exit codes; `service/errors.py` and `taskpack.py` map them.
@@ -89,6 +90,10 @@ class PreconditionFailed(TaskpackError):
 
 class OutOfCapacity(TaskpackError):
     """No free weights are left for a task, or no disk space for a file."""
+
+
+class StoreReplaced(TaskpackError):
+    """At the store's place is not what was opened: it was moved, replaced or restored meanwhile."""
 
 
 class StoreCorrupt(TaskpackError):

@@ -2,6 +2,10 @@
 
 SQLite in WAL mode with `synchronous=FULL` on a local disk of one host. Readers never wait and see one moment of the
 store; writers take turns (`BEGIN IMMEDIATE`), each for one short transaction that is on disk when it ends.
+
+An open connection follows its file, not the file's name: where the store was moved away and another put in its place,
+it would go on in the one that nobody finds any more. So every transaction looks whether the name still leads to the
+file that was opened, and a registry whose events end before one that was seen here is another one as well.
 """
 
 from __future__ import annotations
@@ -16,12 +20,13 @@ from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, insert, select
 
-from .errors import InvalidInput, OutOfCapacity, RegistryLocked, StoreCorrupt, TaskpackError
+from .errors import InvalidInput, OutOfCapacity, RegistryLocked, StoreCorrupt, StoreReplaced, TaskpackError
 from .tables import SCHEMA, counters, meta, metadata
 from .transaction import Transaction
 
 BUSY_SECONDS = 30
 _WRITES = "taskpack_writes"
+_REPLACED = "the store was replaced, moved or restored while it was open; start the server, or the command, anew"
 
 
 class Registry:
@@ -35,8 +40,12 @@ class Registry:
     def __init__(self, path: Path, busy_seconds: float = BUSY_SECONDS) -> None:
         self.path = path
         self._busy_seconds = busy_seconds
+        self._file = path.absolute()
         self._engine: Engine | None = None
         self._pid = 0
+        self._opened: tuple[int, int] | None = None  # device and inode; kept when closed: all that is known is of it
+        self._last = 0  # the highest event that was seen committed
+        self._restored = False
 
     def create(self) -> None:
         """Make the tables in a new file, and close it again: all of it is on disk."""
@@ -71,9 +80,13 @@ class Registry:
 
     @contextmanager
     def read(self) -> Generator[Transaction, None, None]:
-        """One consistent reading of the registry."""
-        with _told(self.path), self._connect(writes=False) as connection, connection.begin():
-            yield Transaction(connection)
+        """One consistent reading of the registry.
+
+        Raises:
+            StoreReplaced: the file is not the one that was opened.
+        """
+        with _told(self.path), self._begun(writes=False) as transaction:
+            yield transaction
 
     @contextmanager
     def write(self) -> Generator[Transaction, None, None]:
@@ -82,9 +95,29 @@ class Registry:
         Raises:
             RegistryLocked: other processes kept writing for longer than the busy timeout.
             OutOfCapacity: the disk is full; nothing was changed.
+            StoreReplaced: the file is not the one that was opened; nothing was changed.
         """
-        with _told(self.path), self._connect(writes=True) as connection, connection.begin():
-            yield Transaction(connection)
+        known = self._last
+        with _told(self.path):
+            with self._begun(writes=True) as transaction:
+                if known:
+                    self._require_after(known, transaction)
+                yield transaction
+                last = transaction.counter("events")
+                self._require_same()
+            self._last = max(self._last, last)
+
+    def last_event(self) -> int:
+        """The number of the last change.
+
+        Raises:
+            StoreReplaced: it is lower than one that was seen here.
+        """
+        known = self._last  # before the reading begins: others may write meanwhile
+        with self.read() as transaction:
+            last = self._require_after(known, transaction)
+        self._last = max(self._last, last)
+        return last
 
     def faults(self) -> list[str]:
         """What SQLite finds wrong with its file: damaged pages, rows that refer to nothing."""
@@ -103,6 +136,30 @@ class Registry:
             self._engine.dispose()
         self._engine = None
 
+    @contextmanager
+    def _begun(self, *, writes: bool) -> Generator[Transaction, None, None]:
+        self._require_same()  # a connection to a file that is not there would make one
+        with self._connect(writes=writes) as connection, connection.begin():
+            if self._opened is None:
+                self._opened = _identity(self._file)
+            try:
+                self._require_same()
+            except StoreReplaced:
+                connection.invalidate()  # it may be the other file's
+                raise
+            yield Transaction(connection)
+
+    def _require_same(self) -> None:
+        if self._restored or self._opened not in (None, _identity(self._file)):
+            raise StoreReplaced(_REPLACED)
+
+    def _require_after(self, known: int, transaction: Transaction) -> int:
+        last = transaction.counter("events")
+        if last < known:
+            self._restored = True  # for good: its events will come to have these numbers again
+            raise StoreReplaced(_REPLACED)
+        return last
+
     def _connect(self, *, writes: bool) -> Connection:
         engine = self._engine
         if engine is None or self._pid != os.getpid():  # SQLite's connections must not cross a fork
@@ -110,6 +167,15 @@ class Registry:
             self._engine, self._pid = engine, os.getpid()
             weakref.finalize(self, _dispose, engine, self._pid)
         return engine.connect().execution_options(**{_WRITES: writes})
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file a name leads to; None where it leads to none."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _engine(path: Path, busy_seconds: float) -> Engine:

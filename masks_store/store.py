@@ -415,9 +415,12 @@ class Store:
             return transaction.events(after, limit)
 
     def last_event(self) -> int:
-        """The number of the last change."""
-        with self.registry.read() as transaction:
-            return transaction.counter("events")
+        """The number of the last change.
+
+        Raises:
+            StoreReplaced: another store, or an older copy of it, lies where this one was opened.
+        """
+        return self.registry.last_event()
 
     def probe_result(self, version: str, engine: str, device: str, dtype: str) -> ProbeResult | None:
         """What is recorded of a version's probe on an engine build, device and dtype."""

@@ -30,6 +30,7 @@ from masks_store import (
     ProbeFailed,
     RegistryLocked,
     StoreCorrupt,
+    StoreReplaced,
     TaskpackError,
 )
 
@@ -46,6 +47,7 @@ STATUS: dict[type[Exception], int] = {
     ProbeFailed: 422,
     StoreCorrupt: 500,
     RegistryLocked: 503,
+    StoreReplaced: 503,
     QueueFull: 503,
     Draining: 503,
     VersionFailed: 503,

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 from pydantic_core import to_json
 from starlette.requests import Request
 
-from masks_store import InvalidInput, NotFound, Store, TaskpackError, Version
+from masks_store import InvalidInput, NotFound, Store, StoreReplaced, TaskpackError, Version
 
 from .auth import Caller, Keyring, keyring
 from .device_decode import device_decoder
@@ -226,9 +226,7 @@ class Runtime:
             except Exception as error:
                 if self.trouble is None:
                     log.exception("the store cannot be read; still trying")
-                self.trouble = (
-                    "the store cannot be read" if isinstance(error, TaskpackError | OSError) else "refresh failed"
-                )
+                self.trouble = _trouble(error)
 
     def _reread_keys(self) -> None:
         stamp = _stamp(self.settings.keys_file)
@@ -270,6 +268,12 @@ def _stamp(path: Path | None) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return (status.st_mtime_ns, status.st_size, status.st_ino) if status else None
+
+
+def _trouble(error: Exception) -> str:
+    if isinstance(error, StoreReplaced):
+        return "the store was replaced while it was open; start the server anew"
+    return "the store cannot be read" if isinstance(error, TaskpackError | OSError) else "refresh failed"
 
 
 def _labelled(store: Store, label: str) -> list[Version]:

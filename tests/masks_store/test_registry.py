@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from sqlalchemy import text, update
 
-from masks_store.errors import InvalidInput, OutOfCapacity, RegistryLocked, StoreCorrupt, TaskpackError
+from masks_store.errors import InvalidInput, OutOfCapacity, RegistryLocked, StoreCorrupt, StoreReplaced, TaskpackError
 from masks_store.registry import Registry
 from masks_store.tables import events, meta, metadata
 from tests.crash.children import context
@@ -197,6 +199,85 @@ def test_a_registry_that_may_only_be_read_is_told(registry: Registry):
 
     with pytest.raises(TaskpackError, match="cannot be opened for writing"):
         write()
+
+
+def test_nothing_is_written_to_a_registry_that_was_replaced_until_it_is_back(tmp_path: Path):
+    folder, older, moved = tmp_path / "store", tmp_path / "older", tmp_path / "moved"
+    folder.mkdir()
+    registry = Registry(folder / "registry.sqlite3")
+    registry.create()
+    log(registry, "before")
+    registry.close()
+    shutil.copytree(folder, older)
+    log(registry, "later")  # its connection stays open
+    folder.rename(moved)
+    shutil.copytree(older, folder)
+    for refused in (lambda: log(registry, "lost"), lambda: all_events(registry), registry.last_event):
+        with pytest.raises(StoreReplaced, match="was replaced, moved or restored while it was open; start"):
+            refused()
+    assert [actor for _, actor, _ in all_events(Registry(registry.path))] == ["before"]
+    shutil.rmtree(folder)
+    moved.rename(folder)
+    log(registry, "back")
+    assert [actor for _, actor, _ in all_events(registry)] == ["before", "later", "back"]
+
+
+def test_a_closed_registry_still_knows_which_file_it_had(registry: Registry, tmp_path: Path):
+    log(registry, "before")
+    registry.close()
+    registry.path.rename(tmp_path / "moved")
+    with pytest.raises(StoreReplaced):
+        log(registry, "lost")
+    assert not registry.path.exists(), "the database makes a file that is missing"
+    shutil.copy(tmp_path / "moved", registry.path)
+    with pytest.raises(StoreReplaced):
+        log(registry, "lost")
+
+
+def test_a_write_during_which_the_registry_is_replaced_is_undone(registry: Registry, tmp_path: Path):
+    log(registry, "before")
+
+    def write() -> None:
+        with registry.write() as transaction:
+            transaction.log("lost", "label", None, None, {"n": 0})
+            registry.path.rename(tmp_path / "moved")
+
+    with pytest.raises(StoreReplaced):
+        write()
+    (tmp_path / "moved").rename(registry.path)
+    assert [actor for _, actor, _ in all_events(registry)] == ["before"]
+
+
+@pytest.mark.parametrize("looks", [True, False])
+def test_an_older_copy_restored_into_the_same_file_is_noticed_for_good(registry: Registry, tmp_path: Path, looks: bool):
+    log(registry, "before")
+    with sqlite3.connect(registry.path) as live, sqlite3.connect(tmp_path / "older") as older:
+        live.backup(older)
+        log(registry, "later", 2)
+        older.backup(live)
+    live.close()
+    older.close()
+    if looks:
+        with pytest.raises(StoreReplaced):
+            registry.last_event()
+    with pytest.raises(StoreReplaced):
+        log(registry, "lost")
+    log(Registry(registry.path), "another's", 5)
+    for refused in (lambda: log(registry, "lost"), registry.last_event):
+        with pytest.raises(StoreReplaced):
+            refused()  # its numbers are higher again, and it is still not what was opened
+
+
+def test_writers_do_not_take_one_another_for_a_replaced_registry(registry: Registry):
+    def look() -> None:
+        for _ in range(60):
+            registry.last_event()
+
+    with ThreadPoolExecutor(5) as pool:
+        calls = [pool.submit(look) for _ in range(2)] + [pool.submit(log, registry, "thread", 15) for _ in range(3)]
+    for call in calls:
+        call.result()
+    assert registry.last_event() == 45
 
 
 def test_the_tables_are_those_of_schema_1(registry: Registry):

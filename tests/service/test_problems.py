@@ -19,7 +19,7 @@ from service.engine import errors as engine_errors
 from service.engine.errors import DeadlinePassed, Draining, QueueFull, VersionFailed
 from service.errors import STATUS, Problem, problem_of, retry_after
 
-from .web import ADMIN, PNG, Web, picture, probed, problem, running
+from .web import ADMIN, PNG, Web, new_task, picture, probed, problem, running
 
 pytestmark = pytest.mark.anyio
 
@@ -59,6 +59,7 @@ def test_every_domain_error_has_a_status() -> None:
         (masks_store.FormatError("x"), 422),
         (masks_store.ProbeFailed("x"), 422),
         (StoreCorrupt("x"), 500),
+        (masks_store.StoreReplaced("x"), 503),
         (QueueFull(2.5), 503),
         (Draining("x"), 503),
         (VersionFailed("sha256:0", "x"), 503),
@@ -213,6 +214,34 @@ async def test_a_store_that_cannot_be_read_is_not_ready_until_it_can(web: Web) -
     registry.rmdir()
     hidden.rename(registry)
     await _ready(web, 200)
+
+
+async def test_a_store_that_was_replaced_takes_no_change_and_is_not_ready_until_it_is_back(
+    web: Web, made_store: Path
+) -> None:
+    await probed(web)
+    cars = new_task(web.store, "cars")
+    assert (await web.register(cars)).status_code == 201
+    await web.predict("birds")
+    moved = web.store.path.rename(web.store.path.with_name("moved"))
+    shutil.copytree(made_store, web.store.path)
+    for refused in (
+        await web.register(new_task(web.store, "boats")),
+        await web.register(cars),
+        await web.client.put("/tasks/birds/labels/stable", json={"version": "canary"}, headers=ADMIN),
+        await web.client.delete("/tasks/cars", headers=ADMIN),
+        await _ready(web, 503),
+    ):
+        assert "was replaced" in problem(refused, 503)["detail"]
+        assert str(web.store.path) not in refused.text
+    await web.predict("birds")  # the registry need not be asked for it again
+    with Store.open(web.store.path) as other, Store.open(moved) as own:
+        assert [task.name for task in other.tasks()] == ["birds", "leaves", "plants"]
+        assert [task.name for task in own.tasks()] == ["birds", "cars", "leaves", "plants"]
+    shutil.rmtree(web.store.path)
+    moved.rename(web.store.path)
+    await _ready(web, 200)
+    assert (await web.register(new_task(web.store, "boats"))).status_code == 201
 
 
 async def _ready(web: Web, status: int) -> httpx.Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from masks_store import (
     OutOfCapacity,
     Pool,
     Store,
+    StoreReplaced,
     StoreReserved,
     TaskpackError,
     lacks_instructions,
@@ -442,3 +444,25 @@ def test_at_every_step_a_task_sees_its_lineages_bits_and_plus_zero_where_others_
     loop = loop_for(ground, read(data, ground), settings, keeper=keeper, task="three")
     loop.run()
     assert steps == 18 + 3, "each step, and the validation of each epoch"
+
+
+def test_a_store_that_is_replaced_during_a_run_is_told_and_the_one_in_its_place_is_left_alone(tmp_path, data):
+    store = new_store(tmp_path / "store")
+    store.close()
+    older = shutil.copy(store.path / "registry.sqlite3", tmp_path / "older")
+    moved = tmp_path / "moved"
+
+    class Replacing(Silent):
+        def epoch(self, row):
+            if not moved.exists():
+                moved.mkdir()
+                for file in store.path.glob("registry.sqlite3*"):
+                    file.rename(moved / file.name)
+                shutil.copy(older, store.path / "registry.sqlite3")
+
+    with pytest.raises(StoreReplaced, match="replaced, moved or restored while it was open; start"):
+        train(store, "shapes", data, quick(method="linear"), Replacing())
+    assert Store.open(store.path).tasks() == []
+    for file in moved.iterdir():
+        file.replace(store.path / file.name)
+    assert Store.open(store.path).tasks() == []
