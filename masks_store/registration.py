@@ -33,7 +33,7 @@ def register(store: Store, data: bytes, *, label: str, actor: str, prober: Probe
     if label not in ("auto", "none"):
         check_label(label)
     artifact = read_artifact(data)
-    known = _relabel(store, artifact, label, actor)
+    known = _relabel(store, artifact, data, label, actor)
     if known is not None:
         return known
     check_backbone(artifact, store.backbone)
@@ -82,13 +82,23 @@ def _check_parent(store: Store, artifact: Artifact) -> None:
             )
 
 
-def _relabel(store: Store, artifact: Artifact, label: str, actor: str) -> Registered | None:
-    """The answer for an artifact that answers already: its label moves, nothing else; None for any other."""
+def _relabel(store: Store, artifact: Artifact, data: bytes, label: str, actor: str) -> Registered | None:
+    """The answer for an artifact that answers already: its label moves, nothing else; None for any other.
+
+    Where its blob was damaged or lost the bytes are put there again, and an event tells those who serve it.
+    """
     with store.registry.read() as transaction:
         if not _is_ready(transaction, artifact):
             return None
+    mended = store.blobs.fault(artifact.version) is not None
+    if mended:
+        store.blobs.put(data)
     with store.registry.write() as transaction:
-        return _labelled(transaction, artifact, label, actor) if _is_ready(transaction, artifact) else None
+        if not _is_ready(transaction, artifact):
+            return None
+        if mended:
+            transaction.log(actor, "register", artifact.manifest.task, artifact.version, origin() | {"mended": True})
+        return _labelled(transaction, artifact, label, actor)
 
 
 def _labelled(transaction: Transaction, artifact: Artifact, label: str, actor: str) -> Registered:

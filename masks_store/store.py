@@ -314,8 +314,8 @@ class Store:
             prober: the engine that must reproduce the artifact's logits.
 
         Returns:
-            The version, and whether it is new. A file that is registered already changes only its label; one that was
-            retired answers again.
+            The version, and whether it is new. A file that is registered already changes only its label, and takes the
+            place of a blob that was damaged or lost; one that was retired answers again.
 
         Raises:
             FormatError, ProbeFailed: the artifact is unsound.

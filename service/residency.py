@@ -58,7 +58,7 @@ class Record:
         claims: whether it holds a claim in the pool.
         selects: whether it hides some of what its lineage owns, from itself and from the order-free tasks on it.
         units: whether it runs a smaller network of its own: a clnp task, or what is built on one.
-        placed: whether its claim is in the pool; True where it holds none.
+        placed: whether its claim is in the pool; where it holds none, whether its file could be read when it came.
         status: `loading` until its probe has passed here; `retired`: here for those that are built on it.
         reason: why it failed.
         dtype: what it is computed in, once ready.
@@ -160,35 +160,38 @@ class Residency:
     def _register(self, version: str) -> None:
         with self._lock:
             known = self._records.get(version)
-            if known is not None:
-                if known.status == "retired":
-                    known.status = "loading"
-                return
-            back = self._leaving.pop(version, None)
-            if back is not None:
-                back.status = "loading" if back.status == "retired" else back.status
-                self._records[version] = back
-                return
+            if known is None and version in self._leaving:
+                known = self._records[version] = self._leaving.pop(version)
+        if known is not None:
+            self._again(known)
+            return
         try:
             manifest = self.read(version).manifest
         except NotFound:
             return  # deleted since, and its blob is gone: nothing can ask for it
         except TaskpackError as error:
             log.error("version %s cannot be read: %s", version, error)
-            with self._lock:
-                self._records[version] = Record(
-                    version,
-                    (),
-                    Sight("", ()),
-                    claims=True,
-                    placed=False,
-                    status="failed",
-                    reason="its file is damaged",
-                )
+            row = next((row for row in self._store.versions() if row.version == version), None)
+            if row is not None:
+                self._add(version, row.manifest, retired=False, damaged=True)
             return
         self._add(version, manifest, retired=False)
 
-    def _add(self, version: str, manifest: TaskManifest, *, retired: bool) -> None:
+    def _again(self, known: Record) -> None:
+        """A version that is here was registered again: it was retired, or its damaged file was put in its place anew.
+
+        What is built on it may have failed for its file's sake, and is tried again with it.
+        """
+        with self._lock:
+            if known.status == "retired" and known.placed:
+                known.status = "loading"
+            concerned = [record for record in self._records.values() if known in record.lineage]
+        for record in concerned:
+            with record.preparing:  # a probe that read the old file says first what it found
+                if record.status == "failed" or not record.placed:
+                    self._take_in(record)
+
+    def _add(self, version: str, manifest: TaskManifest, *, retired: bool, damaged: bool = False) -> None:
         with self._lock:
             parent = self._records.get(manifest.parent) if manifest.parent else None
         if manifest.parent and parent is None:
@@ -206,20 +209,31 @@ class Residency:
             claims,
             selects=bool(manifest.selections),
             units=clnp or (parent is not None and parent.units),
-            placed=not claims,
-            status="retired" if retired else "loading",
+            placed=not claims and not damaged,
         )
         record.lineage = (*ancestors, record)
-        try:
-            self._place(record)
-        except TaskpackError as error:
-            log.error("version %s cannot be loaded: %s", version, error)
-            record.status, record.reason = "failed", "; ".join(error.faults)
+        self._take_in(record, retired=retired)
         with self._lock:
             self._records[version] = record
 
+    def _take_in(self, record: Record, *, retired: bool = False) -> None:
+        """Place a version's claim; what cannot be placed has failed, the rest is still to be probed.
+
+        Raises:
+            _InUse: as `_place`.
+        """
+        try:
+            self._place(record)
+        except TaskpackError as error:
+            log.error("version %s cannot be loaded: %s", record.version, error)
+            with self._lock:
+                record.status, record.reason = "failed", "; ".join(error.faults)
+        else:
+            with self._lock:
+                record.status, record.reason = "retired" if retired else "loading", ""
+
     def _place(self, record: Record) -> None:
-        """Write a version's claim, if it holds one, into the pool.
+        """Write a version's claim, if it holds one, into the pool; once.
 
         Raises:
             _InUse: a deleted version's requests still read these positions.
@@ -229,9 +243,15 @@ class Residency:
         missing = next((a.version for a in record.lineage[:-1] if not a.placed), None)
         if missing is not None:
             raise VersionFailed(record.version, f"it is built on {missing}, which cannot be loaded")
-        if not record.claims:
+        if record.placed:
             return
         artifact = self.read(record.version)
+        if record.claims:
+            self._claim(record, artifact)
+        record.placed = True
+        self._keep(artifact)
+
+    def _claim(self, record: Record, artifact: Artifact) -> None:
         claim = self._store.known_claim(record.version)  # of the registration that this is the outcome of
         if claim is None:
             ancestors = [self._engine.shared.claim_of(a.version) for a in record.lineage[:-1] if a.claims]
@@ -244,8 +264,6 @@ class Residency:
         if owners:
             raise FormatError(f"{record.version}: its claim overlaps that of {', '.join(owners)}")
         self._engine.claim(record.version, claim, claimed_values(artifact, self._store.backbone))
-        record.placed = True
-        self._keep(artifact)
 
     def _let_go(self) -> None:
         """Free the claims of deleted versions that nobody reads any more."""

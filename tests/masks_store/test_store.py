@@ -824,6 +824,22 @@ def test_what_stands_on_no_claim_is_registered_whatever_became_of_those_of_other
         assert [task.name for task in elsewhere.tasks()] == ["birds", "owls"]
 
 
+@pytest.mark.parametrize("lost", [True, False])
+def test_registering_a_known_version_again_mends_its_damaged_blob_and_tells_those_who_serve_it(
+    store: Store, lost: bool
+):
+    data = artifact(store, "birds", "clr")
+    birds = store.register(data).version.version
+    store.register(data)
+    before, blob = store.last_event(), store.blobs.path(birds)
+    blob.unlink() if lost else blob.write_bytes(data[:-1])
+    again = store.register(data, label="canary")
+    assert (again.created, again.version.labels) == (False, ("canary", "stable"))
+    assert blob.read_bytes() == data
+    assert [(event.kind, event.version) for event in store.events(before)] == [("register", birds), ("label", birds)]
+    assert store.verify() == []
+
+
 def test_a_claim_that_was_just_registered_and_deleted_is_not_remembered(store: Store):
     birds = put(store, "birds", "packnet", label="none")
     store.delete_version("birds", birds)

@@ -14,7 +14,7 @@ from masks_store import MaskInfo, Store, read_artifact, write_artifact
 from masks_store.files import Files
 
 from .. import zoo
-from .web import ADMIN, JSON, Web, new_task, probed, problem, running
+from .web import ADMIN, JSON, PNG, Web, new_task, picture, probed, problem, running
 
 pytestmark = pytest.mark.anyio
 
@@ -44,6 +44,17 @@ async def test_the_same_artifact_again_is_200_and_changes_nothing(web: Web) -> N
     assert (first.status_code, second.status_code) == (201, 200)
     assert "Location" not in second.headers
     assert first.json() == second.json()
+
+
+async def test_a_damaged_version_answers_again_once_its_artifact_is_sent_again(store: Store) -> None:
+    artifact = new_task(store, "cars")
+    version = store.register(artifact).version.version
+    store.blobs.path(version).write_bytes(artifact[:-1])
+    async with running(store) as web:
+        await probed(web)
+        problem(await web.client.post("/predict?task=cars", content=picture(), headers=PNG), 503)
+        assert (await web.register(artifact)).status_code == 200
+        assert (await web.predict("cars"))["version"] == version
 
 
 async def test_server_timing_tells_the_probe_from_the_rest_of_a_registration(web: Web) -> None:

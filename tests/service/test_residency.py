@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from masks_store import NotFound, Recent, Store
+from masks_store import NotFound, Recent, Store, StoreCorrupt
 from service.engine import Engine, VersionFailed
 from service.engine.layout import Weights
 from service.residency import Residency
@@ -51,6 +51,15 @@ class Replica:
 def forget(store: Store, task: str) -> None:
     """Delete a task."""
     store.delete_task(task)
+
+
+def damage(store: Store, version: str) -> bytes:
+    """Change a byte of a version's file; its bytes before."""
+    path = store.blobs.path(version)
+    data = path.read_bytes()
+    os.chmod(path, 0o644)
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    return data
 
 
 def test_versions_come_and_go_with_the_events(store: Store) -> None:
@@ -262,16 +271,50 @@ def test_a_damaged_file_fails_its_version_and_what_is_built_on_it_alone(store: S
     good = live.add(store, "good", "packnet")
     bad = live.add(store, "bad", "packnet", seed=1)
     child = live.add(store, "child", "linear", on=bad)
-    path = store.path / "blobs" / "sha256" / bad[7:9] / bad[7:]
-    os.chmod(path, 0o644)
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(bytes(data))
+    damage(store, bad)
     replica = Replica(Store.open(store.path))
     replica.check(good)
     for version in (bad, child):
         with pytest.raises(VersionFailed):
             replica.answer(version)
+
+
+@pytest.mark.parametrize("follows", [True, False])
+@pytest.mark.parametrize("method", ["packnet", "clr"])
+def test_a_damaged_file_that_is_registered_again_answers_and_so_does_what_is_built_on_it(
+    store: Store, method: str, follows: bool
+) -> None:
+    if follows:
+        replica = Replica(Store.open(store.path))
+    bad = live.add(store, "bad", method, seed=1)
+    child = live.add(store, "child", "linear", on=bad)
+    taker = live.add(store, "taker", "packnet", on=bad, seed=2)
+    data = damage(store, bad)
+    if not follows:
+        replica = Replica(Store.open(store.path))
+    replica.residency.refresh()
+    for version in (bad, child, taker):
+        with pytest.raises((VersionFailed, StoreCorrupt)):
+            replica.answer(version)
+    store.register(data)
+    replica.residency.refresh()
+    for version in (bad, child, taker):
+        replica.check(version)
+    assert replica.residency.counts() == {"loading": 3, "ready": 0, "failed": 0, "retired": 0}, "to be probed"
+    for task in ("taker", "child", "bad"):
+        forget(store, task)
+    replica.residency.refresh()
+    assert replica.engine.shared.claims() == frozenset()
+
+
+def test_a_version_whose_damaged_file_was_never_mended_can_be_deleted(store: Store) -> None:
+    bad = live.add(store, "bad", "packnet", share=1.0)
+    damage(store, bad)
+    replica = Replica(Store.open(store.path))
+    forget(store, "bad")
+    good = live.add(store, "good", "packnet", share=1.0)
+    replica.residency.refresh()
+    replica.check(good)
 
 
 def test_artifacts_beyond_the_host_memory_are_read_again_and_answer_the_same(store: Store) -> None:
