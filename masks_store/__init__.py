@@ -48,6 +48,7 @@ from .errors import RegistryLocked as RegistryLocked
 from .errors import StoreCorrupt as StoreCorrupt
 from .errors import StoreReplaced as StoreReplaced
 from .errors import StoreReserved as StoreReserved
+from .errors import StoreUnwritable as StoreUnwritable
 from .errors import TaskpackError as TaskpackError
 from .errors import VersionInUse as VersionInUse
 from .files import write_file as write_file

@@ -13,6 +13,7 @@ TaskpackError
 │   └── StoreReserved       another run holds the store's free weights
 ├── PreconditionFailed      the label is not where the caller believed
 ├── OutOfCapacity           no free weights, or no disk space
+├── StoreUnwritable         no permission, a read-only file system or a failing disk
 ├── StoreReplaced           another store is where the one that is open was
 └── StoreCorrupt            a stored blob or row is not what it must be
 
@@ -90,6 +91,10 @@ class PreconditionFailed(TaskpackError):
 
 class OutOfCapacity(TaskpackError):
     """No free weights are left for a task, or no disk space for a file."""
+
+
+class StoreUnwritable(TaskpackError):
+    """A file or the registry cannot be written, or not be opened: no permission, read-only, a failing disk."""
 
 
 class StoreReplaced(TaskpackError):

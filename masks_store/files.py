@@ -16,7 +16,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import InvalidInput, OutOfCapacity, TaskpackError
+from .errors import InvalidInput, OutOfCapacity, StoreUnwritable
 from .process import Process, this_process
 
 GRACE = 3600.0  # seconds that a temporary file of an unknown process is left alone
@@ -191,7 +191,7 @@ def disk_errors(path: Path, size: int = 0) -> Generator[None, None, None]:
 
     Raises:
         OutOfCapacity: no space, or over the quota.
-        TaskpackError: everything else: read-only, no permission, a failing disk.
+        StoreUnwritable: everything else: read-only, no permission, a failing disk.
     """
     try:
         yield
@@ -201,7 +201,7 @@ def disk_errors(path: Path, size: int = 0) -> Generator[None, None, None]:
                 f"the disk is full: {size:,} bytes were to be written, {_free_space(path):,} are free; "
                 "free some space or move to a larger disk, then try again"
             ) from error
-        raise TaskpackError(f"{path} cannot be written ({error.strerror}); check its permissions and disk") from error
+        raise StoreUnwritable(f"{path} cannot be written ({error.strerror}); check its permissions and disk") from error
 
 
 def _write_synced(files: Files, path: Path, data: bytes) -> None:

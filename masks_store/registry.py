@@ -20,7 +20,15 @@ from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, insert, select
 
-from .errors import InvalidInput, OutOfCapacity, RegistryLocked, StoreCorrupt, StoreReplaced, TaskpackError
+from .errors import (
+    InvalidInput,
+    OutOfCapacity,
+    RegistryLocked,
+    StoreCorrupt,
+    StoreReplaced,
+    StoreUnwritable,
+    TaskpackError,
+)
 from .tables import SCHEMA, counters, meta, metadata
 from .transaction import Transaction
 
@@ -95,6 +103,7 @@ class Registry:
         Raises:
             RegistryLocked: other processes kept writing for longer than the busy timeout.
             OutOfCapacity: the disk is full; nothing was changed.
+            StoreUnwritable: the file or its file system is read-only, or the disk fails.
             StoreReplaced: the file is not the one that was opened; nothing was changed.
         """
         known = self._last
@@ -175,6 +184,8 @@ def _identity(path: Path) -> tuple[int, int] | None:
         found = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise StoreUnwritable(f"{path} cannot be looked at ({error.strerror}); check its permissions") from error
     return found.st_dev, found.st_ino
 
 
@@ -219,7 +230,7 @@ def _meaning(code: int, path: Path, text: str) -> TaskpackError:
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return RegistryLocked("other processes kept the store's registry locked; try again when they are done")
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
-        return TaskpackError(f"{path} cannot be opened for writing ({text}); check its permissions and its disk")
+        return StoreUnwritable(f"{path} cannot be opened for writing ({text}); check its permissions and its disk")
     if code == sqlite3.SQLITE_IOERR:
-        return TaskpackError(f"{path} cannot be read or written ({text}); check its disk")
+        return StoreUnwritable(f"{path} cannot be read or written ({text}); check its disk")
     return StoreCorrupt(f"{path} cannot be used ({text}); restore it from a backup")

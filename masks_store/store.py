@@ -321,6 +321,7 @@ class Store:
             FormatError, ProbeFailed: the artifact is unsound.
             BackboneMismatch, MissingParent, ClaimOverlap: it does not fit this store.
             OutOfCapacity: the disk is full.
+            StoreUnwritable: no permission, a read-only file system or a failing disk.
         """
         return registration.register(self, data, label=label, actor=actor, prober=prober)
 

@@ -31,6 +31,7 @@ from masks_store import (
     RegistryLocked,
     StoreCorrupt,
     StoreReplaced,
+    StoreUnwritable,
     TaskpackError,
 )
 
@@ -48,6 +49,7 @@ STATUS: dict[type[Exception], int] = {
     StoreCorrupt: 500,
     RegistryLocked: 503,
     StoreReplaced: 503,
+    StoreUnwritable: 503,
     QueueFull: 503,
     Draining: 503,
     VersionFailed: 503,
@@ -131,6 +133,12 @@ def problem_of(error: Exception, private: Sequence[str] = ()) -> Problem | None:
             return _of_domain(error, private)
 
 
+_UNWRITABLE = (
+    "the store cannot be written: no permission, a read-only file system or a failing disk; the server's log names it "
+    "under this request id"
+)
+
+
 def _of_domain(error: Exception, private: Sequence[str]) -> Problem | None:
     kind = next((base for base in type(error).__mro__ if base in STATUS), None)
     if kind is None:
@@ -140,6 +148,8 @@ def _of_domain(error: Exception, private: Sequence[str]) -> Problem | None:
     if status == 500:
         return Problem(500, "the store is damaged; the server's log names the fault under this request id")
     headers = retry_after(getattr(error, "retry_after_s", 1.0)) if status == 503 else {}
+    if kind is StoreUnwritable:
+        return Problem(503, _UNWRITABLE, headers=headers)
     faults = error.faults if isinstance(error, TaskpackError) else ()
     return Problem(
         status,

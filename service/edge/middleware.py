@@ -13,6 +13,8 @@ import logging
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from masks_store import StoreUnwritable
+
 from ..errors import Problem, ProblemResponse, problem_of, retry_after
 from ..runtime import Runtime
 from .bodies import Disconnected
@@ -77,7 +79,7 @@ class Edge:
 
     def _problem(self, error: Exception, record: RequestRecord) -> Problem:
         problem = problem_of(error, self._runtime.private)
-        if problem is None or problem.status == 500:
+        if problem is None or problem.status == 500 or isinstance(error, StoreUnwritable):
             log.error("request %s failed", record.request_id, exc_info=error)
         return problem or Problem(
             500, "something went wrong that nobody foresaw; the server's log has it under this request id"

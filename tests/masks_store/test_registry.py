@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text, update
 
-from masks_store.errors import InvalidInput, OutOfCapacity, RegistryLocked, StoreCorrupt, StoreReplaced, TaskpackError
+from masks_store.errors import InvalidInput, OutOfCapacity, RegistryLocked, StoreCorrupt, StoreReplaced, StoreUnwritable
 from masks_store.registry import Registry
 from masks_store.tables import events, meta, metadata
 from tests.crash.children import context
@@ -197,7 +197,7 @@ def test_a_registry_that_may_only_be_read_is_told(registry: Registry):
             transaction.connection.exec_driver_sql("PRAGMA query_only=ON")
             transaction.log("a", "label", None, None)
 
-    with pytest.raises(TaskpackError, match="cannot be opened for writing"):
+    with pytest.raises(StoreUnwritable, match="cannot be opened for writing"):
         write()
 
 

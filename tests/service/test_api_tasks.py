@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
+import os
 import shutil
 from pathlib import Path
 
@@ -469,4 +470,24 @@ async def test_a_store_on_a_full_disk_is_507(made_store: Path, tmp_path: Path) -
     async with running(Store.open(path, files=Full())) as web:
         document = problem(await web.register(new_task(web.store, "cars")), 507)
         assert str(tmp_path) not in document["detail"]
+        assert (await web.predict())["task"] == "birds"
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.EIO])
+async def test_a_store_that_cannot_be_written_is_503_and_the_log_says_where(
+    made_store: Path, tmp_path: Path, code: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Refusing(Files):
+        """A disk that takes nothing: no permission, mounted read-only, or failing."""
+
+        def create(self, path: Path) -> int:
+            raise OSError(code, os.strerror(code), str(path))
+
+    path = shutil.copytree(made_store, tmp_path / "store")
+    async with running(Store.open(path, files=Refusing())) as web:
+        response = await web.register(new_task(web.store, "cars"))
+        assert "cannot be written" in problem(response, 503)["detail"]
+        assert response.headers["Retry-After"]
+        assert "tmp" not in response.text
+        assert os.strerror(code) in str([record.exc_info for record in caplog.records])
         assert (await web.predict())["task"] == "birds"

@@ -60,6 +60,7 @@ def test_every_domain_error_has_a_status() -> None:
         (masks_store.ProbeFailed("x"), 422),
         (StoreCorrupt("x"), 500),
         (masks_store.StoreReplaced("x"), 503),
+        (masks_store.StoreUnwritable("x"), 503),
         (QueueFull(2.5), 503),
         (Draining("x"), 503),
         (VersionFailed("sha256:0", "x"), 503),

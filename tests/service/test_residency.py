@@ -284,8 +284,7 @@ def test_a_damaged_file_fails_its_version_and_what_is_built_on_it_alone(store: S
 def test_a_damaged_file_that_is_registered_again_answers_and_so_does_what_is_built_on_it(
     store: Store, method: str, follows: bool
 ) -> None:
-    if follows:
-        replica = Replica(Store.open(store.path))
+    replica = Replica(Store.open(store.path))
     bad = live.add(store, "bad", method, seed=1)
     child = live.add(store, "child", "linear", on=bad)
     taker = live.add(store, "taker", "packnet", on=bad, seed=2)
