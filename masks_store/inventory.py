@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .bitmask import entropy_bound
@@ -53,7 +53,7 @@ def free_unit_counts(store: Store) -> dict[str, int]:
     return {group: int((~mask).sum()) for group, mask in taken.items()}
 
 
-def shown_version(task: Task, versions: list[Version]) -> Version:
+def shown_version(task: Task, versions: Sequence[Version]) -> Version:
     """The version that stands for a task: `stable`, else the newest that answers, else the newest."""
     stable = [version for version in versions if "stable" in version.labels]
     ready = [version for version in versions if version.state == "ready"]

@@ -82,10 +82,19 @@ class Event:
 
 @dataclass(frozen=True)
 class Registered:
-    """The answer to a registration: the version, and whether it is new (or was retired and answers again)."""
+    """The answer to a registration, as the store was when it took effect: others may have changed it since.
+
+    Attributes:
+        version: the version.
+        created: whether it is new (or was retired and answers again).
+        task: its task.
+        versions: all versions of the task, in the order of their registration.
+    """
 
     version: Version
     created: bool
+    task: Task
+    versions: tuple[Version, ...]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from .lookup import check_label
 from .owners import Claim
 from .probe import Prober, eager_prober
 from .process import origin
-from .records import Registered, Version
+from .records import Registered
 from .transaction import Transaction
 
 if TYPE_CHECKING:
@@ -48,13 +48,14 @@ def register(store: Store, data: bytes, *, label: str, actor: str, prober: Probe
             if _is_ready(transaction, artifact):  # another process registered the same file meanwhile
                 return _labelled(transaction, artifact, label, actor)
             if transaction.counter("generation") == generation:
-                row = _insert(transaction, artifact, holds_claim=bool(claim), label=label, actor=actor)
+                _insert(transaction, artifact, holds_claim=bool(claim), label=label, actor=actor)
                 if prober is eager_prober:
                     transaction.record_probe(artifact.version, EAGER, "cpu", "fp32", True, "")
+                registered = _registered(transaction, artifact, created=True)
                 break
         generation = _check_place(store, artifact, claim)
     store.note_claim(artifact.version, claim)
-    return Registered(row, created=True)
+    return registered
 
 
 def _check_place(store: Store, artifact: Artifact, claim: Claim) -> int:
@@ -103,10 +104,10 @@ def _relabel(store: Store, artifact: Artifact, data: bytes, label: str, actor: s
 
 def _labelled(transaction: Transaction, artifact: Artifact, label: str, actor: str) -> Registered:
     _label(transaction, artifact, label, actor)
-    return Registered(_row(transaction, artifact), created=False)
+    return _registered(transaction, artifact, created=False)
 
 
-def _insert(transaction: Transaction, artifact: Artifact, *, holds_claim: bool, label: str, actor: str) -> Version:
+def _insert(transaction: Transaction, artifact: Artifact, *, holds_claim: bool, label: str, actor: str) -> None:
     transaction.advance("generation")
     detail = origin() | {"method": artifact.manifest.method, "parent": artifact.manifest.parent, "size": artifact.size}
     seq = transaction.log(actor, "register", artifact.manifest.task, artifact.version, detail)
@@ -115,7 +116,6 @@ def _insert(transaction: Transaction, artifact: Artifact, *, holds_claim: bool, 
     else:
         transaction.set_state(artifact.version, "ready")
     _label(transaction, artifact, label, actor)
-    return _row(transaction, artifact)
 
 
 def _label(transaction: Transaction, artifact: Artifact, label: str, actor: str) -> None:
@@ -141,7 +141,9 @@ def _is_ready(transaction: Transaction, artifact: Artifact) -> bool:
     return known is not None and known.state == "ready"
 
 
-def _row(transaction: Transaction, artifact: Artifact) -> Version:
-    row = transaction.version(artifact.version)
-    assert row is not None, "a version that this transaction has just written or read"
-    return row
+def _registered(transaction: Transaction, artifact: Artifact, *, created: bool) -> Registered:
+    """What this transaction leaves: read in it, because others may change it as soon as it has ended."""
+    (task,) = transaction.tasks(artifact.manifest.task)
+    own = transaction.versions(task.name)
+    row = next(version for version in own if version.version == artifact.version)
+    return Registered(row, created, task, tuple(own))

@@ -216,6 +216,19 @@ class Runtime:
             self._seen = last
         await self.serving.refresh()
 
+    async def take_over(self) -> bool:
+        """`refresh` after a change of our own, which stands whatever becomes of this.
+
+        Returns:
+            False where it failed, which is logged; the next look takes the change over.
+        """
+        try:
+            await self.refresh()
+        except Exception:
+            log.exception("a change was made, but could not be taken over yet; still trying")
+            return False
+        return True
+
     async def _poll(self) -> None:
         while True:
             await asyncio.sleep(self.settings.poll_s)

@@ -34,7 +34,7 @@ def describe_version(version: Version) -> VersionOut:
     )
 
 
-def describe_task(task: Task, versions: list[Version]) -> TaskOut:
+def describe_task(task: Task, versions: Sequence[Version]) -> TaskOut:
     """A task as JSON, with the method and classes of its stable version, or of its newest.
 
     Args:

@@ -62,11 +62,11 @@ async def register_task(request: Request, query: Annotated[RegisterQuery, Query(
         record.took("register", time.monotonic() - started - probing)
         if probing:  # an artifact that is there already is not probed again
             record.took("probe", probing)
-    await runtime.refresh()
+    await runtime.take_over()
     version = registered.version
     record.tasks.append(version.task)
     record.versions.append(version.version)
-    task = await asyncio.to_thread(_described, runtime.store, version.task)
+    task = describe_task(registered.task, registered.versions)
     answer = RegisteredOut(**task.model_dump(), version=version.version)
     location = {"Location": f"/tasks/{version.task}/versions/{version.version}"}
     return Json(answer, 201 if registered.created else 200, location if registered.created else None)
@@ -139,10 +139,15 @@ async def delete_task(request: Request, task: str, query: Annotated[RetireQuery,
 
 
 async def gone(runtime: Runtime, versions: tuple[str, ...]) -> Response:
-    """The answer to a delete: 204 when the engine has let the versions go, 202 while requests still use one."""
-    await runtime.refresh()
-    unloaded = await asyncio.gather(*(runtime.serving.unload(version, LEASES_S) for version in versions))
-    return Response(status_code=204) if all(unloaded) else Json({"status": "draining"}, 202)
+    """The answer to a delete: 204 when the engine has let the versions go, 202 while requests still use one.
+
+    The versions are deleted by now, so whatever fails here is no error of the request.
+    """
+    if not await runtime.take_over():
+        return Json({"status": "draining"}, 202)
+    unloading = (runtime.serving.unload(version, LEASES_S) for version in versions)
+    unloaded = await asyncio.gather(*unloading, return_exceptions=True)
+    return Response(status_code=204) if all(done is True for done in unloaded) else Json({"status": "draining"}, 202)
 
 
 def check_use(request: Request, task: str) -> None:

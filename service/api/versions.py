@@ -118,7 +118,7 @@ async def put_label(request: Request, task: str, label: str, query: Annotated[No
         return version, before is None
 
     found, new = await asyncio.to_thread(moved)
-    await runtime.refresh()
+    await runtime.take_over()
     _note(request, found)
     headers = {"ETag": etag(found.version)}
     if new:
@@ -136,7 +136,7 @@ async def delete_label(request: Request, task: str, label: str, query: Annotated
         runtime.store.drop_label(task, label, if_match=expected, actor=actor)
 
     await asyncio.to_thread(dropped)
-    await runtime.refresh()
+    await runtime.take_over()
     record_of(request).tasks.append(task)
     return Response(status_code=204)
 

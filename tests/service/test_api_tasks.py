@@ -8,10 +8,11 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from masks_store import MaskInfo, Store, read_artifact, write_artifact
+from masks_store import MaskInfo, Registered, RegistryLocked, Store, read_artifact, write_artifact
 from masks_store.files import Files
 
 from .. import zoo
@@ -56,6 +57,47 @@ async def test_a_damaged_version_answers_again_once_its_artifact_is_sent_again(s
         problem(await web.client.post("/predict?task=cars", content=picture(), headers=PNG), 503)
         assert (await web.register(artifact)).status_code == 200
         assert (await web.predict("cars"))["version"] == version
+
+
+async def test_a_registration_is_answered_though_its_task_is_deleted_at_once(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register = web.store.register
+
+    def register_and_delete(*args: Any, **options: Any) -> Registered:
+        registered = register(*args, **options)
+        web.store.delete_task("cars")
+        return registered
+
+    monkeypatch.setattr(web.store, "register", register_and_delete)
+    response = await web.register(new_task(web.store, "cars"))
+    assert response.status_code == 201
+    answer = response.json()
+    assert (answer["labels"], answer["versions"]) == ({"stable": answer["version"]}, 1)
+    problem(await web.client.get("/tasks/cars"), 404)
+
+
+async def test_a_change_that_took_effect_is_no_error_though_it_cannot_be_taken_over_yet(
+    web: Web, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await probed(web)
+    canary = web.store.resolve("birds", "canary").version
+
+    def broken() -> int:
+        raise RegistryLocked("the registry is locked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(web.store, "last_event", broken)
+        moved = await web.client.put("/tasks/birds/labels/stable", json={"version": "canary"}, headers=ADMIN)
+        assert (moved.status_code, moved.json()["version"]) == (200, canary)
+        assert (await web.client.delete("/tasks/birds/labels/canary", headers=ADMIN)).status_code == 204
+        assert (await web.register(new_task(web.store, "cars"))).status_code == 201
+        assert (await web.client.delete("/tasks/leaves", headers=ADMIN)).status_code == 202
+        assert "could not be taken over yet" in caplog.text
+    await web.app.state.runtime.refresh()
+    assert (await web.predict("birds"))["version"] == canary
+    await web.predict("cars")
+    problem(await web.client.post("/predict?task=leaves", content=picture(), headers=PNG), 404)
 
 
 async def test_server_timing_tells_the_probe_from_the_rest_of_a_registration(web: Web) -> None:
