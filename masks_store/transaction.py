@@ -7,11 +7,11 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import lru_cache
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, delete, func, insert, select, update
 
 from .artifact import Artifact
+from .cache import Recent
 from .errors import FormatError, StoreCorrupt
 from .manifest import TaskManifest, dump_manifest, parse_manifest
 from .records import Event, ProbeResult, Task, Version
@@ -19,6 +19,12 @@ from .tables import counters, events, labels, probes, tasks, versions
 
 MANY = 2000
 """Names that a query lists one by one; of more tasks all rows are read."""
+MANIFEST_BYTES = 64 << 20
+"""Memory for manifests that were read, of all stores of a process together."""
+MANIFEST_SHARE = 10
+"""Bytes of a manifest and its text for each character of the text: 6 with thousands of classes, 10 of a small one."""
+
+_manifests: Recent[TaskManifest] = Recent(MANIFEST_BYTES)
 
 
 class Transaction:
@@ -232,9 +238,13 @@ def moment(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-@lru_cache(maxsize=8192)
 def _manifest(text: str) -> TaskManifest:
-    return parse_manifest(text, TaskManifest, "registry")
+    """What a row says, parsed; that of a row that is read again and again only once."""
+    found = _manifests.get(text)
+    if found is None:
+        found = parse_manifest(text, TaskManifest, "registry")
+        _manifests.put(text, found, MANIFEST_SHARE * len(text))
+    return found
 
 
 def _version(row: RowMapping) -> Version:

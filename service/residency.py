@@ -273,6 +273,7 @@ class Residency:
                 del self._leaving[record.version]
         for record in free:
             self._forget_tensors(record.version)
+            self._sound.discard(record.version)
             if record.claims:
                 self._engine.release(record.version)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import threading
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,8 +28,10 @@ from masks_store import (
     NotFound,
     PreconditionFailed,
     ProbeFailed,
+    Recent,
     Store,
     StoreCorrupt,
+    TaskManifest,
     VersionInUse,
     View,
     digest_of,
@@ -37,10 +42,12 @@ from masks_store import (
     overlap,
     read_artifact,
     task_digest,
+    transaction,
     write_artifact,
 )
 from masks_store import store as store_module
 from masks_store.files import Files
+from masks_store.manifest import dump_manifest, parse_manifest
 from masks_store.registration import EAGER
 from tests import zoo
 from tests.crash.children import context
@@ -838,6 +845,41 @@ def test_registering_a_known_version_again_mends_its_damaged_blob_and_tells_thos
     assert blob.read_bytes() == data
     assert [(event.kind, event.version) for event in store.events(before)] == [("register", birds), ("label", birds)]
     assert store.verify() == []
+
+
+def test_the_manifests_that_lists_have_read_are_kept_within_a_number_of_bytes(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("ants", "bats", "cats"):
+        put(store, name, "clr")
+    texts = [dump_manifest(version.manifest) for version in store.versions()]
+    one = transaction.MANIFEST_SHARE * max(map(len, texts))
+    parsed: list[str] = []
+
+    def parse(text: str, *rest: Any) -> Any:
+        parsed.append(text)
+        return parse_manifest(text, *rest)
+
+    monkeypatch.setattr(transaction, "parse_manifest", parse)
+    for limit, again in ((3 * one, 0), (2 * one, 3)):  # of three in turn, room for two keeps none until it comes again
+        kept: Recent[Any] = Recent(limit)
+        monkeypatch.setattr(transaction, "_manifests", kept)
+        store.versions()
+        parsed.clear()
+        assert [version.task for version in store.versions()] == ["ants", "bats", "cats"]
+        assert (len(parsed), kept.size <= limit) == (again, True)
+
+
+@pytest.mark.parametrize("classes", [2, 1000])
+def test_a_manifest_takes_no_more_memory_than_it_is_counted_for(store: Store, classes: int):
+    data = zoo.task(store.backbone, "many", "clr", classes=classes)
+    text = dump_manifest(read_artifact(data).manifest)
+    gc.collect()
+    tracemalloc.start()
+    kept = [parse_manifest(text + " " * n, TaskManifest, "row") for n in range(10)]
+    taken = tracemalloc.get_traced_memory()[0] / len(kept) + len(text)
+    tracemalloc.stop()
+    assert taken <= 1.2 * transaction.MANIFEST_SHARE * len(text)
 
 
 def test_a_claim_that_was_just_registered_and_deleted_is_not_remembered(store: Store):
