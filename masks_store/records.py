@@ -27,6 +27,7 @@ class Version:
         manifest: what the artifact says of itself.
         labels: the labels that point at it, sorted.
         holds_claim: whether it took free weights.
+        seq: the number of the event that registered it; later versions have higher ones, whatever the clock says.
     """
 
     version: str
@@ -39,6 +40,7 @@ class Version:
     manifest: TaskManifest
     labels: tuple[str, ...] = ()
     holds_claim: bool = False
+    seq: int = 0
 
 
 @dataclass(frozen=True)

@@ -264,6 +264,7 @@ def _version(row: RowMapping) -> Version:
         created=moment(row["created"]),
         manifest=manifest,
         holds_claim=row["holds_claim"],
+        seq=row["seq"],
     )
 
 

@@ -53,13 +53,13 @@ def describe_task(task: Task, versions: Sequence[Version]) -> TaskOut:
 
 
 def page_of(
-    items: Sequence[T], key: Callable[[T], str], cursor: str | None, limit: int
+    items: Sequence[T], key: Callable[[T], int], cursor: str | None, limit: int
 ) -> tuple[Sequence[T], str | None]:
     """A page of a list, and the cursor of the next.
 
     Args:
         items: in the order of their keys.
-        key: names an item; a cursor holds the name of the last item of its page, which may be gone meanwhile.
+        key: an item's number; a cursor holds that of the last item of its page, which may be gone meanwhile.
         cursor: of the page before; None for the first page.
         limit: most items.
 
@@ -68,10 +68,13 @@ def page_of(
     """
     start = 0
     if cursor is not None:
-        start = bisect_right(items, decode_cursor(cursor), key=key)
+        last = decode_cursor(cursor)
+        if not (last.isdecimal() and len(last) < 20):
+            raise _no_cursor()
+        start = bisect_right(items, int(last), key=key)
     page = items[start : start + limit]
     more = start + limit < len(items)
-    return page, encode_cursor(key(page[-1])) if more and page else None
+    return page, encode_cursor(str(key(page[-1]))) if more and page else None
 
 
 def encode_cursor(name: str) -> str:
@@ -88,5 +91,9 @@ def decode_cursor(cursor: str) -> str:
     try:
         name = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode("utf-8")
     except (binascii.Error, ValueError):
-        raise Problem(400, "cursor: not one that this server gave", ["cursor: not one that this server gave"]) from None
+        raise _no_cursor() from None
     return name
+
+
+def _no_cursor() -> Problem:
+    return Problem(400, "cursor: not one that this server gave")

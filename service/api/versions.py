@@ -30,7 +30,7 @@ async def list_versions(request: Request, task: str, query: Annotated[PageQuery,
     runtime = runtime_of(request)
 
     def listed() -> VersionsOut:
-        page, following = page_of(runtime.store.versions(task), _place, query.cursor, query.limit)
+        page, following = page_of(runtime.store.versions(task), lambda version: version.seq, query.cursor, query.limit)
         return VersionsOut(versions=[describe_version(version) for version in page], next=following)
 
     answer = await asyncio.to_thread(listed)
@@ -190,8 +190,3 @@ def _note(request: Request, version: Version) -> None:
     record = record_of(request)
     record.tasks.append(version.task)
     record.versions.append(version.version)
-
-
-def _place(version: Version) -> str:
-    """Names a version in a cursor so that names stand in the order of the list."""
-    return f"{version.created.isoformat()} {version.version}"

@@ -246,6 +246,30 @@ async def test_versions_are_listed_in_the_order_of_their_registration(shared: We
     assert second["next"] is None
 
 
+async def test_pages_hold_every_version_once_though_the_clock_was_set_back(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(3):
+        monkeypatch.setattr("masks_store.transaction.time.time", lambda days=seed: 1.6e9 - 86_400 * days)
+        web.store.register(new_task(web.store, "cars", seed=seed))
+    monkeypatch.undo()
+    found: list[str] = []
+    params: dict[str, Any] = {"limit": 1}
+    while len(found) < 9:
+        answer = (await web.client.get("/tasks/cars/versions", params=params)).json()
+        found += [one["version"] for one in answer["versions"]]
+        params["cursor"] = answer["next"]
+        if answer["next"] is None:
+            break
+    assert tuple(found) == web.store.task("cars").versions
+    assert len(found) == 3
+
+
+@pytest.mark.parametrize("cursor", ["%21", "YmlyZHM", "MjAyNi0wMS0wMQ", "OTk5OTk5OTk5OTk5OTk5OTk5OTk5OTk5"])
+async def test_a_page_of_versions_after_what_no_page_ended_with_is_400(shared: Web, cursor: str) -> None:
+    assert "cursor" in str(problem(await shared.client.get(f"/tasks/birds/versions?cursor={cursor}"), 400)["errors"])
+
+
 @pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=x", "cursor=%21", "cursor=%ff", "page=2"])
 async def test_malformed_paging_is_400(shared: Web, query: str) -> None:
     name = query.partition("=")[0]
