@@ -53,6 +53,7 @@ class Runtime:
         self.bodies = Bodies(settings.max_inflight_bytes)
         self.uploads = asyncio.Semaphore(settings.max_uploads)
         self._registering: ThreadPoolExecutor | None = None
+        self._answering: ThreadPoolExecutor | None = None
         self.state: State = "starting"
         given = None if admin_token else given_token(settings)
         self._token = given.text if given else admin_token
@@ -84,6 +85,7 @@ class Runtime:
             self._store = await asyncio.to_thread(Store.open, self.settings.store.absolute())
         self._namer = TaskNamer(self._store)
         self._registering = ThreadPoolExecutor(self.settings.max_uploads, "register")
+        self._answering = ThreadPoolExecutor(1, "answer")
         settings = self.settings
         preprocess = self._store.backbone.manifest.preprocess
         gpu = await asyncio.to_thread(device_decoder, preprocess, settings.device) if settings.gpu_decode else None
@@ -133,8 +135,9 @@ class Runtime:
             self._decoder.close()
         if self._namer is not None:
             self._namer.close()
-        if self._registering is not None:
-            self._registering.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._registering, self._answering):
+            if threads is not None:
+                threads.shutdown(wait=False, cancel_futures=True)
 
     # ------------------------------------------------------------ what it holds
 
@@ -157,6 +160,11 @@ class Runtime:
     def registering(self) -> ThreadPoolExecutor:
         """The threads that check artifacts."""
         return _there(self._registering)
+
+    @property
+    def answering(self) -> ThreadPoolExecutor:
+        """The thread that ranks and writes large answers, one after another: they would only share one core."""
+        return _there(self._answering)
 
     @property
     def decoder(self) -> Decoder:

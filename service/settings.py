@@ -99,6 +99,10 @@ class Settings(BaseSettings):
     max_artifact_bytes: Bytes = Field(default=ByteSize(1 << 30), description="Largest artifact that may be registered.")
     max_images: Annotated[int, Field(ge=1, le=1024)] = Field(default=32, description="Most images in one request.")
     max_tasks: Annotated[int, Field(ge=1, le=1024)] = Field(default=16, description="Most tasks asked in one request.")
+    max_labels: Annotated[int, Field(ge=1, le=100_000_000)] = Field(
+        default=500_000,
+        description="Most labels in one answer: images times tasks times top_k, or all their classes.",
+    )
     max_pixels: Annotated[int, Field(ge=64, le=50_000_000)] = Field(
         default=50_000_000, description="Most pixels of one image, read from its header before anything is decoded."
     )

@@ -15,14 +15,17 @@ _ETAG = re.compile(r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
 
 
 class Json(Response):
-    """A JSON answer."""
+    """A JSON answer, of a content or as it is written already."""
 
     media_type = "application/json"
 
     def __init__(
-        self, content: BaseModel | Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None
+        self,
+        content: BaseModel | Mapping[str, Any] | bytes,
+        status: int = 200,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
-        body = to_json(content, exclude_none=False)
+        body = content if isinstance(content, bytes) else to_json(content, exclude_none=False)
         super().__init__(body, status, {"Cache-Control": "no-store", **(headers or {})})
 
 

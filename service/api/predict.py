@@ -6,10 +6,10 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, TypeVar
+from dataclasses import replace
+from typing import Annotated, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from fastapi import Query, Request
 from starlette.responses import Response
 
@@ -26,11 +26,15 @@ from ..settings import Settings
 from .answers import Json
 from .auto import AUTO, named
 from .payloads import check_media_type, images_of
+from .predictions import LABELS_AT_ONCE, Answer, write_answers
+from .ranking import check_labels, label_count
 
 T = TypeVar("T")
 
 PARSED_ON_THE_LOOP = 64 << 10
 """Bodies up to this many bytes are taken apart on the event loop: a thread would cost more than it saves."""
+RANKED_ON_THE_LOOP = 64 << 10
+"""So are answers of up to this many scores ranked, if they name few of them."""
 
 
 async def predict(request: Request, query: Annotated[PredictQuery, Query()]) -> Response:
@@ -54,6 +58,8 @@ async def predict(request: Request, query: Annotated[PredictQuery, Query()]) -> 
         read = time.monotonic()
         record.took("read", read - record.started)
         images = await _parsed(request.headers.get("content-type"), body, settings)
+        if versions:  # with task=auto as soon as it is known
+            check_labels(len(images), versions, query.top_k, settings.max_labels)
         async with unless_disconnected(request):
             decoded = await runtime.decoder.decode(images, deadline)
         record.took("decode", time.monotonic() - read)
@@ -64,11 +70,13 @@ async def predict(request: Request, query: Annotated[PredictQuery, Query()]) -> 
             version, guess = await named(runtime, caller_of(request), decoded, query.version, deadline)
             versions = [version]
             record.tasks.append(version.task)
-        answers = await _answers(runtime, record, versions, decoded, query.top_k, deadline)
+            check_labels(len(decoded), versions, query.top_k, settings.max_labels)
+        answers = await _answers(runtime, record, versions, decoded, deadline)
+        if guess is not None:
+            answers = [replace(answers[0], auto=guess.score)]
+        written = await _written(runtime, record, answers, decoded, query.top_k)
     record.versions.extend(version.version for version in versions)
-    if guess is not None:
-        answers[0]["auto"] = {"score": guess.score}
-    return Json(answers[0] if len(answers) == 1 else {"results": answers})
+    return Json(written)
 
 
 async def _versions(runtime: Runtime, record: RequestRecord, caller: Caller, query: PredictQuery) -> list[Version]:
@@ -113,12 +121,11 @@ async def _answers(
     record: RequestRecord,
     versions: Sequence[Version],
     decoded: Sequence[Pixels | Bad],
-    top_k: int,
     deadline: float,
-) -> list[dict[str, Any]]:
+) -> list[Answer]:
     good = [image for image in decoded if not isinstance(image, Bad)]
     if not good:
-        return [_answer(record, version, decoded, None, top_k, 0.0, 0.0) for version in versions]
+        return [Answer(version, None) for version in versions]
     batch = np.stack(good)  # uint8 [N, H, W, 3]
     inferences = await together(
         *(runtime.serving.infer(version.version, batch, deadline=deadline) for version in versions)
@@ -126,62 +133,21 @@ async def _answers(
     record.took("queue", max(inference.queue_ms for inference in inferences) / 1e3)
     record.took("infer", max(inference.infer_ms for inference in inferences) / 1e3)
     return [
-        _answer(record, version, decoded, inference.logits, top_k, inference.queue_ms, inference.infer_ms)
+        Answer(version, inference.logits, inference.queue_ms, inference.infer_ms)
         for version, inference in zip(versions, inferences, strict=True)
     ]
 
 
-def _answer(
-    record: RequestRecord,
-    version: Version,
-    decoded: Sequence[Pixels | Bad],
-    logits: npt.NDArray[np.float32] | None,
-    top_k: int,
-    queue_ms: float,
-    infer_ms: float,
-) -> dict[str, Any]:
-    ranked = iter(() if logits is None else best(logits, version.manifest.classes, top_k))
-    predictions = [
-        {"status": "error", "error": image.reason}
-        if isinstance(image, Bad)
-        else {"status": "ok", "labels": next(ranked)}
-        for image in decoded
-    ]
-    timing = {
-        "decode": record.stages.get("decode", 0.0) * 1e3,
-        "queue": queue_ms,
-        "infer": infer_ms,
-        "total": record.elapsed * 1e3,
-    }
-    return {
-        "task": version.task,
-        "version": version.version,
-        "predictions": predictions,
-        "timing_ms": {stage: round(ms, 3) for stage, ms in timing.items()},
-    }
-
-
-def best(logits: npt.NDArray[np.float32], classes: Sequence[str], top_k: int) -> list[list[dict[str, Any]]]:
-    """The most probable classes of every image, best first; equal ones in the order of the classes.
-
-    Args:
-        logits: float32 [N, classes].
-        classes: their names.
-        top_k: how many; all where there are fewer.
-
-    Returns:
-        Per image: id, name and softmax score of each.
-    """
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    exponentials = np.exp(shifted)
-    scores = exponentials / exponentials.sum(axis=1, keepdims=True)  # [N, classes]
-    if not np.isfinite(scores).all():
-        raise FloatingPointError("the network gave logits that are not finite")
-    order = np.argsort(-logits, axis=1, kind="stable")[:, :top_k]  # [N, k]
-    return [
-        [{"id": int(i), "name": classes[i], "score": float(row[i])} for i in ids]
-        for row, ids in zip(scores, order, strict=True)
-    ]
+async def _written(
+    runtime: Runtime, record: RequestRecord, answers: Sequence[Answer], decoded: Sequence[Pixels | Bad], top_k: int
+) -> bytes:
+    versions = [answer.version for answer in answers]
+    scores = sum(0 if answer.logits is None else answer.logits.size for answer in answers)
+    if scores <= RANKED_ON_THE_LOOP and label_count(len(decoded), versions, top_k) <= LABELS_AT_ONCE:
+        return write_answers(record, answers, decoded, top_k)
+    return await asyncio.get_running_loop().run_in_executor(
+        runtime.answering, write_answers, record, answers, decoded, top_k
+    )
 
 
 async def together(*work: Awaitable[T]) -> list[T]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from masks_store import NotFound, bind, normalise, open_image, pixels, to_batch
-from service.api.predict import best, together
+from service.api.predict import together
 
 from .web import JSON, PNG, Web, assert_alike, picture, problem
 
@@ -272,19 +272,6 @@ def _converted(mode: str) -> bytes:
         out, "PNG"
     )
     return out.getvalue()
-
-
-def test_scores_are_a_softmax_ranked_with_ties_in_the_order_of_the_classes() -> None:
-    logits = np.array([[1000.0, 0.0, 1000.0], [0.0, np.log(3.0), 0.0]], dtype=np.float32)
-    first, second = best(logits, ["a", "b", "c"], 3)
-    assert [(one["name"], one["score"]) for one in first] == [("a", 0.5), ("c", 0.5), ("b", 0.0)]
-    assert [one["id"] for one in second] == [1, 0, 2]
-    assert [one["score"] for one in second] == pytest.approx([0.6, 0.2, 0.2], abs=1e-6)
-
-
-def test_logits_that_are_not_finite_are_never_answered_as_scores() -> None:
-    with pytest.raises(FloatingPointError):
-        best(np.array([[np.nan, 1.0]], dtype=np.float32), ["a", "b"], 1)
 
 
 async def test_tasks_without_sums_cannot_be_named_by_their_images(shared: Web) -> None:

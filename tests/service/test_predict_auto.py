@@ -94,6 +94,14 @@ async def test_several_pictures_are_one_question(web: Web) -> None:
     assert [one["status"] for one in answer["predictions"]] == ["ok"] * 3
 
 
+async def test_the_task_that_is_named_may_have_too_many_labels_for_one_answer(store: Path) -> None:
+    images = [("image", (f"{n}.png", encoded(one), "image/png")) for n, one in enumerate(pictures("spots", 3, 98))]
+    async with running(None, store=store, max_labels=5) as web:
+        response = await web.client.post("/predict?task=auto", files=images)
+        assert "6 labels in one answer" in problem(response, 413)["detail"]
+        assert (await web.client.post("/predict?task=auto&top_k=1", files=images)).status_code == 200
+
+
 async def test_what_is_of_no_task_here_is_refused(web: Web) -> None:
     strange = np.zeros((SIZE, SIZE, 3), np.uint8)
     strange[..., 2] = 255

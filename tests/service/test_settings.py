@@ -35,6 +35,7 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "max_artifact_bytes": ("2GB", 2 * 10**9),
     "max_images": ("4", 4),
     "max_tasks": ("2", 2),
+    "max_labels": ("5000", 5000),
     "max_pixels": ("1000000", 1_000_000),
     "max_headers": ("50", 50),
     "max_header_bytes": ("8KiB", 8192),
