@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 import binascii
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
+
+from pydantic import BaseModel
+from pydantic_core import to_json
 
 from masks_store import Task, Version, shown_version
 
@@ -14,6 +17,9 @@ from ..errors import Problem
 from ..schemas import TaskOut, VersionOut
 
 T = TypeVar("T")
+
+PAGE_BYTES = 4 << 20
+"""Where a page ends before its limit: a thousand entries may name a million classes each."""
 
 
 def describe_version(version: Version) -> VersionOut:
@@ -52,29 +58,42 @@ def describe_task(task: Task, versions: Sequence[Version]) -> TaskOut:
     )
 
 
-def page_of(
-    items: Sequence[T], key: Callable[[T], int], cursor: str | None, limit: int
-) -> tuple[Sequence[T], str | None]:
-    """A page of a list, and the cursor of the next.
+def items_after(items: Sequence[T], key: Callable[[T], int], cursor: str | None) -> Sequence[T]:
+    """What follows the page before.
 
     Args:
         items: in the order of their keys.
         key: an item's number; a cursor holds that of the last item of its page, which may be gone meanwhile.
         cursor: of the page before; None for the first page.
-        limit: most items.
 
     Raises:
         Problem: 400 for a cursor that is none.
     """
-    start = 0
-    if cursor is not None:
-        last = decode_cursor(cursor)
-        if not (last.isdecimal() and len(last) < 20):
-            raise _no_cursor()
-        start = bisect_right(items, int(last), key=key)
-    page = items[start : start + limit]
-    more = start + limit < len(items)
-    return page, encode_cursor(str(key(page[-1]))) if more and page else None
+    if cursor is None:
+        return items
+    last = decode_cursor(cursor)
+    if not (last.isdecimal() and len(last) < 20):
+        raise _no_cursor()
+    return items[bisect_right(items, int(last), key=key) :]
+
+
+def write_page(member: str, entries: Iterable[tuple[str, BaseModel]], limit: int) -> bytes:
+    """A page as JSON, and in it the cursor of the next; entry by entry, for a thread that is not the event loop's.
+
+    Args:
+        member: what the list is called.
+        entries: names for the cursor, and what they name, from the first of this page on; no more are taken than fit.
+        limit: most entries; long ones end the page at `PAGE_BYTES`, but for a first that is longer.
+    """
+    written: list[bytes] = []
+    size, last, following = 0, "", None
+    for name, entry in entries:
+        if len(written) == limit or size >= PAGE_BYTES:
+            following = encode_cursor(last)
+            break
+        written.append(to_json(entry))
+        size, last = size + len(written[-1]), name
+    return b'{"%b":[%b],"next":%b}' % (member.encode(), b",".join(written), to_json(following))
 
 
 def encode_cursor(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 from fastapi import Query, Request
@@ -17,13 +17,15 @@ from ..edge.multipart import parse_multipart
 from ..edge.record import record_of
 from ..errors import Problem, retry_after
 from ..runtime import Runtime, caller_of, runtime_of
-from ..schemas import NoQuery, PageQuery, RegisteredOut, RegisterQuery, RetireQuery, TaskOut, TasksOut
+from ..schemas import NoQuery, PageQuery, RegisteredOut, RegisterQuery, RetireQuery, TaskOut
 from .answers import Json
-from .describe import decode_cursor, describe_task, encode_cursor
+from .describe import decode_cursor, describe_task, write_page
 from .payloads import media_type
 
 LEASES_S = 5.0
 """How long a delete waits for the requests that use what it deletes, before it answers 202."""
+READ_AT_ONCE = 128
+"""Tasks that a list reads with all their versions in one look at the store."""
 
 
 async def register_task(request: Request, query: Annotated[RegisterQuery, Query()]) -> Response:
@@ -101,14 +103,24 @@ async def list_tasks(request: Request, query: Annotated[PageQuery, Query()]) -> 
     """List the tasks by name, page by page. A key that is for some tasks sees only these."""
     runtime, caller = runtime_of(request), caller_of(request)
 
-    def listed() -> TasksOut:
+    def listed() -> bytes:
         after = None if query.cursor is None else decode_cursor(query.cursor)
-        found = runtime.store.task_page(after=after, limit=query.limit + 1, among=caller.tasks)
-        page = found[: query.limit]
-        following = encode_cursor(page[-1][0].name) if len(found) > query.limit else None
-        return TasksOut(tasks=[describe_task(task, versions) for task, versions in page], next=following)
+        return write_page("tasks", _tasks_after(runtime.store, after, query.limit + 1, caller.tasks), query.limit)
 
     return Json(await asyncio.to_thread(listed))
+
+
+def _tasks_after(
+    store: Store, after: str | None, most: int, among: tuple[str, ...] | None
+) -> Iterator[tuple[str, TaskOut]]:
+    """Names and descriptions, read some at once: a page may end long before `most`."""
+    while most > 0:
+        wanted = min(most, READ_AT_ONCE)
+        found = store.task_page(after=after, limit=wanted, among=among)
+        for task, versions in found:
+            yield task.name, describe_task(task, versions)
+            after = task.name
+        most = most - wanted if len(found) == wanted else 0
 
 
 async def get_task(request: Request, task: str, query: Annotated[NoQuery, Query()]) -> Response:

@@ -15,9 +15,9 @@ from ..edge.bodies import SMALL
 from ..edge.record import record_of
 from ..errors import Problem
 from ..runtime import caller_of, runtime_of
-from ..schemas import LabelIn, LabelledOut, NoQuery, PageQuery, RetireQuery, VersionsOut
+from ..schemas import LabelIn, LabelledOut, NoQuery, PageQuery, RetireQuery
 from .answers import Json, etag, parse_etags, weakly_matches
-from .describe import describe_version, page_of
+from .describe import describe_version, items_after, write_page
 from .payloads import media_type
 from .tasks import check_use, gone
 
@@ -29,9 +29,9 @@ async def list_versions(request: Request, task: str, query: Annotated[PageQuery,
     check_use(request, task)
     runtime = runtime_of(request)
 
-    def listed() -> VersionsOut:
-        page, following = page_of(runtime.store.versions(task), lambda version: version.seq, query.cursor, query.limit)
-        return VersionsOut(versions=[describe_version(version) for version in page], next=following)
+    def listed() -> bytes:
+        found = items_after(runtime.store.versions(task), lambda version: version.seq, query.cursor)
+        return write_page("versions", ((str(one.seq), describe_version(one)) for one in found), query.limit)
 
     answer = await asyncio.to_thread(listed)
     record_of(request).tasks.append(task)

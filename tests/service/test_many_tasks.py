@@ -12,6 +12,7 @@ from sqlalchemy import Engine, event
 
 import service.residency
 from masks_store import Artifact, Store, StoreCorrupt, read_artifact, reread_artifact
+from service.api import describe, tasks
 from service.serving import Serving
 
 from . import live
@@ -61,6 +62,35 @@ async def test_a_page_of_tasks_takes_as_many_queries_however_many_are_on_it(many
     assert one[1] == ["task0"]
     assert six[1] == [f"task{i}" for i in range(6)]
     assert one[0] == six[0]
+
+
+@pytest.mark.parametrize("read_at_once", [1, 2, 3, 128])
+@pytest.mark.parametrize("page_bytes", [1, 400, 4 << 20])
+async def test_long_entries_end_a_page_and_no_entry_is_lost_or_told_twice(
+    many: Store, monkeypatch: pytest.MonkeyPatch, page_bytes: int, read_at_once: int
+) -> None:
+    async with running(many) as web:
+        for path, member, key, expected in (
+            ("/tasks", "tasks", "task", [f"task{i}" for i in range(6)]),
+            ("/tasks/task0/versions", "versions", "version", list(many.task("task0").versions)),
+        ):
+            whole = (await web.client.get(path)).json()
+            assert whole["next"] is None
+            with monkeypatch.context() as patch:
+                patch.setattr(describe, "PAGE_BYTES", page_bytes)
+                patch.setattr(tasks, "READ_AT_ONCE", read_at_once)
+                pages: list[list[dict[str, object]]] = []
+                params: dict[str, object] = {"limit": 4}
+                while True:
+                    answer = (await web.client.get(path, params=params)).json()
+                    pages.append(answer[member])
+                    if answer["next"] is None:
+                        break
+                    params["cursor"] = answer["next"]
+            assert [entry for page in pages for entry in page] == whole[member]
+            assert [entry[key] for entry in whole[member]] == expected
+            if page_bytes == 1:
+                assert {len(page) for page in pages} == {1}
 
 
 def test_a_page_is_what_the_tasks_tell_one_by_one(many: Store) -> None:
