@@ -6,6 +6,7 @@ used from many threads, and one directory from many processes at once.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -95,6 +96,16 @@ class Store:
         for run in store.runs.glob("*/"):
             clean_temp(store.blobs.files, run)
         return store
+
+    def waiting(self, seconds: float) -> Self:
+        """The same store through connections of its own, whose writers wait at most so long for others.
+
+        Args:
+            seconds: until `RegistryLocked`.
+        """
+        other = copy.copy(self)
+        other.registry = Registry(self.registry.path, seconds)
+        return other
 
     def close(self) -> None:
         """Close the registry's connections; a later call opens them again."""

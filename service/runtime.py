@@ -25,6 +25,7 @@ from .serving import Serving
 from .settings import Settings
 from .task_naming import TaskNamer
 from .tokens import given_token
+from .writes import Writes
 
 log = logging.getLogger("taskpack.service")
 
@@ -54,6 +55,7 @@ class Runtime:
         self.uploads = asyncio.Semaphore(settings.max_uploads)
         self._registering: ThreadPoolExecutor | None = None
         self._answering: ThreadPoolExecutor | None = None
+        self._writes: Writes | None = None
         self.state: State = "starting"
         given = None if admin_token else given_token(settings)
         self._token = given.text if given else admin_token
@@ -86,6 +88,7 @@ class Runtime:
         self._namer = TaskNamer(self._store)
         self._registering = ThreadPoolExecutor(self.settings.max_uploads, "register")
         self._answering = ThreadPoolExecutor(1, "answer")
+        self._writes = Writes(self._store, self.settings.max_writes)
         settings = self.settings
         preprocess = self._store.backbone.manifest.preprocess
         gpu = await asyncio.to_thread(device_decoder, preprocess, settings.device) if settings.gpu_decode else None
@@ -138,6 +141,8 @@ class Runtime:
         for threads in (self._registering, self._answering):
             if threads is not None:
                 threads.shutdown(wait=False, cancel_futures=True)
+        if self._writes is not None:
+            self._writes.close()
 
     # ------------------------------------------------------------ what it holds
 
@@ -160,6 +165,11 @@ class Runtime:
     def registering(self) -> ThreadPoolExecutor:
         """The threads that check artifacts."""
         return _there(self._registering)
+
+    @property
+    def writes(self) -> Writes:
+        """The threads that change labels, versions and tasks."""
+        return _there(self._writes)
 
     @property
     def answering(self) -> ThreadPoolExecutor:

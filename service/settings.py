@@ -134,6 +134,9 @@ class Settings(BaseSettings):
     max_uploads: Annotated[int, Field(ge=1, le=64)] = Field(
         default=2, description="Artifacts being registered at once."
     )
+    max_writes: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=16, description="Changes of labels, versions and tasks at once; further ones are answered 503."
+    )
     decode_threads: Threads | None = Field(
         default=None, description="Threads that decode images; by default one per core."
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,10 +11,10 @@ import torch
 from masks_store import Guess, Version
 
 from ..auth import Caller
-from ..engine import DeadlinePassed
 from ..errors import Problem
 from ..images import Bad, Pixels
 from ..runtime import Runtime
+from .deadlines import due
 
 AUTO = "auto"
 
@@ -43,12 +42,9 @@ async def named(
     if not good:
         faults = [f"image {i}: {image.reason}" for i, image in enumerate(decoded) if isinstance(image, Bad)]
         raise Problem(422, "no image could be read, so no task can be named", faults)
-    candidates = {v.version: v for v in await runtime.labelled(label) if caller.may_use(v.task)}
-    try:
-        async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-            inference = await runtime.namer.among(list(candidates))
-    except TimeoutError:
-        raise DeadlinePassed("the deadline passed while what tells the tasks apart was being read") from None
+    async with due(deadline, "what tells the tasks apart was being read"):
+        candidates = {v.version: v for v in await runtime.labelled(label) if caller.may_use(v.task)}
+        inference = await runtime.namer.among(list(candidates))
     if inference is None:
         raise Problem(
             404,
@@ -56,7 +52,8 @@ async def named(
             "name the task, or train it on a store whose backbone keeps weights of its own",
         )
     projected = await runtime.serving.project(np.stack(good), deadline=deadline)
-    guess = await asyncio.to_thread(inference.guess, torch.from_numpy(projected.logits))
+    async with due(deadline, "the tasks were being told apart"):
+        guess = await asyncio.to_thread(inference.guess, torch.from_numpy(projected.logits))
     threshold = runtime.settings.auto_threshold
     if guess.score < threshold:
         task = candidates[guess.version].task

@@ -25,6 +25,7 @@ from ..schemas import PredictQuery
 from ..settings import Settings
 from .answers import Json
 from .auto import AUTO, named
+from .deadlines import due
 from .payloads import check_media_type, images_of
 from .predictions import LABELS_AT_ONCE, Answer, write_answers
 from .ranking import check_labels, label_count
@@ -51,13 +52,15 @@ async def predict(request: Request, query: Annotated[PredictQuery, Query()]) -> 
     runtime, record = runtime_of(request), record_of(request)
     deadline = record.started + (query.timeout_ms or runtime.settings.timeout_ms) / 1e3
     check_media_type(request.headers.get("content-type"))
-    versions = await _versions(runtime, record, caller_of(request), query)
+    async with due(deadline, "the task was looked up in the store"):
+        versions = await _versions(runtime, record, caller_of(request), query)
     settings = runtime.settings
     guess: Guess | None = None
     async with runtime.bodies.read(request, settings.max_body_bytes, settings.body_timeout_s) as body:
         read = time.monotonic()
         record.took("read", read - record.started)
-        images = await _parsed(request.headers.get("content-type"), body, settings)
+        async with due(deadline, "the body was waiting to be taken apart"):
+            images = await _parsed(request.headers.get("content-type"), body, settings)
         if versions:  # with task=auto as soon as it is known
             check_labels(len(images), versions, query.top_k, settings.max_labels)
         async with unless_disconnected(request):

@@ -138,15 +138,16 @@ async def delete_task(request: Request, task: str, query: Annotated[RetireQuery,
     With `retire=true` those of its versions that other tasks are built on stop answering and keep their weights for
     them. 204 once no request uses it any more; 202 where that takes longer than five seconds.
     """
-    runtime = runtime_of(request)
+    runtime, record = runtime_of(request), record_of(request)
     actor = caller_of(request).name
 
-    def deleted() -> tuple[str, ...]:
-        versions = runtime.store.task(task).versions
-        runtime.store.delete_task(task, retire=query.retire, actor=actor)
+    def deleted(store: Store) -> tuple[str, ...]:
+        versions = store.task(task).versions
+        record.tasks.append(task)
+        store.delete_task(task, retire=query.retire, actor=actor)
         return versions
 
-    versions = await asyncio.to_thread(deleted)
+    versions = await runtime.writes.run(deleted)
     return await gone(runtime, versions)
 
 

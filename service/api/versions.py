@@ -70,13 +70,16 @@ async def delete_version(request: Request, task: str, version: str, query: Annot
     """
     runtime, actor = runtime_of(request), caller_of(request).name
 
-    def deleted() -> str:
-        digest = find_any(runtime.store, task, version).version
-        runtime.store.delete_version(task, digest, retire=query.retire, actor=actor)
+    record = record_of(request)
+
+    def deleted(store: Store) -> str:
+        store.task(task)
+        record.tasks.append(task)
+        digest = find_any(store, task, version).version
+        store.delete_version(task, digest, retire=query.retire, actor=actor)
         return digest
 
-    digest = await asyncio.to_thread(deleted)
-    record_of(request).tasks.append(task)
+    digest = await runtime.writes.run(deleted)
     return await gone(runtime, (digest,))
 
 
@@ -84,10 +87,10 @@ async def get_label(request: Request, task: str, label: str, query: Annotated[No
     """Tell which version a label names; the ETag is for `If-Match`."""
     check_use(request, task)
     labels = (await asyncio.to_thread(runtime_of(request).store.task, task)).labels
+    record_of(request).tasks.append(task)
     if label not in labels:
         raise NotFound(f"task {task!r} has no label {label!r}")
     version = labels[label]
-    record_of(request).tasks.append(task)
     headers = {"ETag": etag(version)}
     known = request.headers.get("if-none-match")
     if known is not None and weakly_matches(known, version):
@@ -108,18 +111,20 @@ async def put_label(request: Request, task: str, label: str, query: Annotated[No
     if if_none_match is not None and parse_etags(if_none_match) != ["*"]:
         raise Problem(400, "If-None-Match must be `*` here")
 
-    def moved() -> tuple[Version, bool]:
-        store = runtime.store
+    record = record_of(request)
+
+    def moved(store: Store) -> tuple[Version, bool]:
         before = store.task(task).labels.get(label)
+        record.tasks.append(task)
         expected = _expected(if_match, task, label, before)
         version = store.set_label(
             task, label, wanted, if_match=expected, if_none_match=if_none_match is not None, actor=actor
         )
         return version, before is None
 
-    found, new = await asyncio.to_thread(moved)
+    found, new = await runtime.writes.run(moved)
     await runtime.take_over()
-    _note(request, found)
+    record.versions.append(found.version)
     headers = {"ETag": etag(found.version)}
     if new:
         headers["Location"] = f"/tasks/{task}/labels/{label}"
@@ -131,13 +136,16 @@ async def delete_label(request: Request, task: str, label: str, query: Annotated
     runtime, actor = runtime_of(request), caller_of(request).name
     if_match = request.headers.get("if-match")
 
-    def dropped() -> None:
-        expected = _expected(if_match, task, label, runtime.store.task(task).labels.get(label))
-        runtime.store.drop_label(task, label, if_match=expected, actor=actor)
+    record = record_of(request)
 
-    await asyncio.to_thread(dropped)
+    def dropped(store: Store) -> None:
+        before = store.task(task).labels.get(label)
+        record.tasks.append(task)
+        expected = _expected(if_match, task, label, before)
+        store.drop_label(task, label, if_match=expected, actor=actor)
+
+    await runtime.writes.run(dropped)
     await runtime.take_over()
-    record_of(request).tasks.append(task)
     return Response(status_code=204)
 
 

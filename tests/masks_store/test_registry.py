@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text, update
 
+from masks_store import Store, create
 from masks_store.errors import InvalidInput, OutOfCapacity, RegistryLocked, StoreCorrupt, StoreReplaced, StoreUnwritable
 from masks_store.registry import Registry
 from masks_store.tables import events, meta, metadata
+from tests import zoo
 from tests.crash.children import context
 
 
@@ -173,6 +175,21 @@ def test_a_writer_that_waits_too_long_for_another_is_told(registry: Registry):
             pass
     log(impatient, "second")
     assert registry.faults() == []
+
+
+def test_a_store_that_waits_less_long_is_the_same_store(tmp_path: Path):
+    backbone = create("tinyresnet", image_size=16, seed=0, arch_args={"width": 4})
+    store = Store.create(tmp_path / "store", backbone)
+    store.register(zoo.task(store.backbone, "birds", "clr"))
+    impatient = store.waiting(0.05)
+    with store.registry.write():
+        with pytest.raises(RegistryLocked, match="locked; try again"):
+            impatient.drop_label("birds", "stable")
+        assert impatient.task("birds") == store.task("birds")
+    impatient.drop_label("birds", "stable")
+    assert store.task("birds").labels == {}
+    impatient.close()
+    store.close()
 
 
 def test_a_full_disk_changes_nothing_and_is_told(registry: Registry):

@@ -47,6 +47,7 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "max_requests": ("10", 10),
     "max_inflight_bytes": ("1MiB", 1 << 20),
     "max_uploads": ("1", 1),
+    "max_writes": ("3", 3),
     "decode_threads": ("4", 4),
     "gpu_decode": ("true", True),
     "poll_s": ("0.1", 0.1),
