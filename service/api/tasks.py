@@ -79,9 +79,12 @@ def _register(
 ) -> tuple[Registered, float]:
     """(What a body's artifact was registered as, the seconds of its probe, its wait for the engine included)."""
     if media_type(content_type) == "multipart/form-data":
-        parts = parse_multipart(content_type or "", body, 1)
+        only = Problem(
+            400, "expected one part, named `artifact`; the label goes into the query: POST /tasks?label=stable"
+        )
+        parts = parse_multipart(content_type or "", body, 1, only)
         if [part.name for part in parts] != ["artifact"]:
-            raise Problem(400, "expected one part, named `artifact`")
+            raise only
         body = parts[0].data
     if not body:
         raise Problem(400, "the artifact is empty")

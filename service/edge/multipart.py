@@ -23,6 +23,7 @@ class _Reading:
     """Where the parser is: it reports offsets into the body, and pieces of what it had to look at twice."""
 
     most: int
+    beyond: Problem
     parts: list[Part] = field(default_factory=list[Part])
     pieces: list[bytes] = field(default_factory=list[bytes])
     header: bytearray = field(default_factory=bytearray)
@@ -31,7 +32,7 @@ class _Reading:
 
     def part_begin(self) -> None:
         if len(self.parts) >= self.most:
-            raise Problem(413, f"more parts than the limit of {self.most}", reason="too_large")
+            raise self.beyond
         self.parts.append(Part())
         self.pieces.clear()
 
@@ -61,22 +62,24 @@ class _Reading:
         self.ended = True
 
 
-def parse_multipart(content_type: str, body: bytes, most: int) -> list[Part]:
+def parse_multipart(content_type: str, body: bytes, most: int, beyond: Problem | None = None) -> list[Part]:
     """Cut a body into its parts.
 
     Args:
         content_type: the header, with the boundary.
         body: the whole body.
         most: most parts.
+        beyond: what more parts are answered with; by default 413.
 
     Raises:
-        Problem: 400 for no boundary or a broken body, 413 for too many parts.
+        Problem: 400 for no boundary or a broken body, `beyond` for too many parts.
     """
     _, options = parse_options_header(content_type.encode("latin-1", "replace"))
     boundary = options.get(b"boundary")
     if not boundary:
         raise Problem(400, "the Content-Type multipart/form-data lacks its boundary")
-    reading = _Reading(most)
+    too_many = Problem(413, f"more parts than the limit of {most}", reason="too_large")
+    reading = _Reading(most, beyond or too_many)
     try:
         parser = MultipartParser(
             boundary,

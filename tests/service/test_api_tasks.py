@@ -141,6 +141,14 @@ async def test_a_multipart_part_of_another_name_is_400(shared: Web, name: str) -
     assert "artifact" in str(problem(sent, 400)["errors"]), "the name that is wanted"
 
 
+async def test_a_label_in_a_second_multipart_part_is_400_and_told_its_place(web: Web) -> None:
+    before = web.store.last_event()
+    for label in ({"label": "stable"}, {"artifact": "x"}):
+        response = await web.client.post("/tasks", files={"artifact": b"x"}, data=label, headers=ADMIN)
+        assert "one part, named `artifact`; the label goes into the query" in problem(response, 400)["detail"]
+    assert web.store.last_event() == before
+
+
 async def test_an_artifact_with_another_content_type_is_415(shared: Web) -> None:
     headers = {**ADMIN, "Content-Type": "application/x-www-form-urlencoded"}
     sent = await shared.client.post("/tasks", content=new_task(shared.store, "cars"), headers=headers)
