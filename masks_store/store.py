@@ -156,6 +156,11 @@ class Store:
         with self.registry.read() as transaction:
             return transaction.task_count()
 
+    def has_task(self, name: str) -> bool:
+        """Whether the task has a version, in whatever state."""
+        with self.registry.read() as transaction:
+            return transaction.has_task(name)
+
     def task(self, name: str) -> Task:
         """One task, or `NotFound`."""
         with self.registry.read() as transaction:

@@ -6,6 +6,8 @@ Counters of the HTTP edge are kept here; those of the engine are read from `Serv
 from __future__ import annotations
 
 import itertools
+import math
+import time
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
@@ -18,6 +20,9 @@ from .serving import Serving
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+MOST_GONE = 10_000
+"""Tasks that are remembered as gone, for requests that began before."""
 
 EDGE = {
     "taskpack_requests_total": "Requests answered, by registered task (empty where none was named) and status.",
@@ -46,6 +51,8 @@ class Metrics:
     """The app's metrics."""
 
     def __init__(self) -> None:
+        self._codes: dict[str, set[str]] = {}  # task -> statuses that were counted for it
+        self._gone: dict[str, float] = {}  # task -> when it was last gone, by time.monotonic(); the earliest first
         disable_created_metrics()  # a `_created` series beside every other one, which nobody asked for
         self._registry = CollectorRegistry(auto_describe=False)
         self.requests = Counter(
@@ -70,12 +77,27 @@ class Metrics:
         self._registry.register(_EngineFigures(serving))
 
     def answered(self, record: RequestRecord, status: int) -> None:
-        """Count a request that has ended. The record holds registered task names only."""
-        for task in dict.fromkeys(record.tasks) or ("",):
-            self.requests.labels(task, str(status)).inc()
+        """Count a request that has ended. The record holds names of tasks that were registered then.
+
+        One that began before its task went is counted where no task was named: nothing would take its series away.
+        """
+        code = str(status)
+        here = [task for task in dict.fromkeys(record.tasks) if self._gone.get(task, -math.inf) < record.started]
+        for task in here or ("",):
+            self._codes.setdefault(task, set()).add(code)
+            self.requests.labels(task, code).inc()
         self.request_seconds.observe(record.elapsed)
         for stage, seconds in record.stages.items():
             self.stage_seconds.labels(stage).observe(seconds)
+
+    def forget(self, task: str) -> None:
+        """Take away what was counted for a task that is registered no more. On the event loop, as `answered`."""
+        for code in self._codes.pop(task, ()):
+            self.requests.remove(task, code)
+        self._gone.pop(task, None)
+        self._gone[task] = time.monotonic()
+        while len(self._gone) > MOST_GONE:
+            del self._gone[next(iter(self._gone))]
 
     def text(self) -> bytes:
         """The page that Prometheus scrapes."""

@@ -227,11 +227,13 @@ class Runtime:
 
     async def refresh(self) -> None:
         """Take over what has changed in the store: after our own changes, and twice a second for those of others."""
-        last = await asyncio.to_thread(self.store.last_event)
+        last, gone = await asyncio.to_thread(_changes, self.store, self._seen)
         if last != self._seen:
             self._resolved.clear()
             self._labelled.clear()
             self._seen = last
+        for task in gone:
+            self.metrics.forget(task)
         await self.serving.refresh()
 
     async def take_over(self) -> bool:
@@ -305,6 +307,17 @@ def _trouble(error: Exception) -> str:
     if isinstance(error, StoreReplaced):
         return "the store was replaced while it was open; start the server anew"
     return "the store cannot be read" if isinstance(error, TaskpackError | OSError) else "refresh failed"
+
+
+def _changes(store: Store, seen: int) -> tuple[int, list[str]]:
+    """(The number of the last change, the tasks that went with one after `seen` and are not there now)."""
+    last = store.last_event()
+    deleted: set[str] = set()
+    while 0 <= seen < last:
+        events = store.events(seen)
+        deleted |= {event.task for event in events if event.kind == "delete" and event.task is not None}
+        seen = events[-1].seq if events else last
+    return last, [task for task in sorted(deleted) if not store.has_task(task)]
 
 
 def _labelled(store: Store, label: str) -> list[Version]:

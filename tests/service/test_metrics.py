@@ -10,11 +10,12 @@ import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.edge.record import RequestRecord
 from service.memory import plan
 from service.metrics import METRICS
 from service.settings import Settings
 
-from .web import PNG, Web, picture
+from .web import ADMIN, PNG, Web, picture
 
 pytestmark = pytest.mark.anyio
 
@@ -60,6 +61,67 @@ async def test_the_task_label_only_takes_registered_names(web: Web) -> None:
     await web.predict()
     found = {dict(labels).get("task") for (name, labels) in await samples(web) if name == "taskpack_requests_total"}
     assert found == {"", "birds"}
+
+
+async def counted(web: Web) -> dict[str, dict[str, float]]:
+    """Task -> status -> requests; of those that named a task."""
+    found: dict[str, dict[str, float]] = {}
+    for (name, labels), value in (await samples(web)).items():
+        if name == "taskpack_requests_total" and dict(labels)["task"]:
+            found.setdefault(dict(labels)["task"], {})[dict(labels)["code"]] = value
+    return found
+
+
+async def test_the_series_of_a_task_go_with_its_last_version_and_begin_anew_with_a_new_one(web: Web) -> None:
+    artifact = web.store.artifact_bytes(web.stable("leaves"))
+    await web.predict("birds")
+    await web.predict("leaves")
+    await web.client.get("/tasks/leaves/labels/canary")
+    assert (await counted(web))["leaves"] == {"200": 1, "404": 1}
+    assert (await web.client.delete("/tasks/leaves", headers=ADMIN)).status_code == 204
+    assert await counted(web) == {"birds": {"200": 1}}
+    await web.client.get("/tasks/leaves")
+    assert await counted(web) == {"birds": {"200": 1}}
+    assert (await web.register(artifact)).status_code == 201
+    await web.predict("leaves")
+    assert (await counted(web))["leaves"] == {"200": 1, "201": 1}
+
+
+async def test_so_they_do_where_another_process_deletes_it_and_requests_still_run(web: Web) -> None:
+    runtime = web.app.state.runtime
+    late = RequestRecord("id", "trace", "span", "00", tasks=["leaves", "birds"])
+    await web.predict("leaves")
+    web.store.delete_task("leaves")
+    await runtime.refresh()
+    assert await counted(web) == {}
+    runtime.metrics.answered(late, 200)
+    assert await counted(web) == {"birds": {"200": 1}}
+
+
+async def test_a_version_that_goes_takes_no_series_while_others_are_left(web: Web) -> None:
+    await web.predict("birds")
+    await web.client.delete("/tasks/birds/labels/canary", headers=ADMIN)
+    old = next(v.version for v in web.store.versions("birds") if not v.labels)
+    assert (await web.client.delete(f"/tasks/birds/versions/{old}", headers=ADMIN)).status_code == 204
+    assert await counted(web) == {"birds": {"200": 1, "204": 2}}
+
+
+async def test_what_is_refused_for_a_registered_task_counts_as_its_own(web: Web) -> None:
+    known, other = "/tasks/plants", web.stable("birds")
+    refused = [
+        await web.client.delete(known, headers=ADMIN),  # others are built on it
+        await web.client.delete(f"{known}/versions/{web.stable('plants')}", headers=ADMIN),  # labelled
+        await web.client.delete(f"{known}/versions/{other}", headers=ADMIN),
+        await web.client.put(f"{known}/labels/stable", json={"version": other}, headers=ADMIN),
+        await web.client.put(f"{known}/labels/newest", json={"version": "stable"}, headers=ADMIN),
+        await web.client.delete(f"{known}/labels/canary", headers=ADMIN),
+        await web.client.delete(f"{known}/labels/stable", headers={**ADMIN, "If-Match": f'"{other}"'}),
+        await web.client.get(f"{known}/labels/canary"),
+    ]
+    for path in ("/tasks/fish", "/tasks/fish/versions/stable", "/tasks/fish/labels/stable"):
+        assert (await web.client.delete(path, headers=ADMIN)).status_code == 404
+    assert [response.status_code for response in refused] == [409, 409, 404, 404, 400, 404, 412, 404]
+    assert await counted(web) == {"plants": {"409": 2, "404": 4, "400": 1, "412": 1}}
 
 
 async def test_the_engine_is_counted_too(shared: Web) -> None:
