@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from service.client import Client, ClientError, ImageAnswer, LabelChoice, NotFound, Prediction, Registered, Unauthorized
+from service.client import Client, ClientError, ImageAnswer, LabelChoice, NotFound, Prediction, Registered
+from service.client.flows import as_admin, versions
 
 if TYPE_CHECKING:
     from masks_store import Artifact
@@ -167,7 +167,7 @@ def _knows(client: Client, parcel: Parcel) -> bool:
     if parcel.task is None:
         return False
     try:
-        return any(known.version == parcel.version for known in client.versions(parcel.task))
+        return any(known.version == parcel.version for known in client.drive(as_admin(versions(parcel.task))))
     except NotFound:
         return False
 
@@ -218,8 +218,6 @@ def told() -> Generator[None]:
 
 
 def _mend(error: ClientError) -> Iterator[str]:
-    if isinstance(error, Unauthorized) and not os.environ.get("TASKPACK_ADMIN_TOKEN"):
-        yield "set TASKPACK_ADMIN_TOKEN or TASKPACK_API_KEY, or run this on the server's machine as the user who serves"
     if error.retry_after is not None:
         yield f"ask again in {error.retry_after:g} s"
     if error.request_id and (error.status or 0) >= 500:

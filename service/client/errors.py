@@ -19,6 +19,11 @@ from collections.abc import Mapping, Sequence
 
 import httpx
 
+from service.client.keys import NO_KEY, Key
+
+SENT_KEY = "taskpack.key"
+"""Where a response's extensions hold the `Key` that went with its request, None where none did."""
+
 
 class ClientError(Exception):
     """Base of all errors here.
@@ -106,6 +111,8 @@ def error_of(response: httpx.Response) -> ClientError:
     detail = str(
         problem.get("detail") or problem.get("title") or f"HTTP {response.status_code} {response.reason_phrase}"
     )
+    if response.status_code in (401, 403) and SENT_KEY in response.extensions:
+        detail = f"{detail}; {_about_key(response.extensions[SENT_KEY], response.status_code)}"
     faults = problem.get("errors")
     general = Rejected if response.status_code < 500 else ServerError
     return BY_STATUS.get(response.status_code, general)(
@@ -115,6 +122,14 @@ def error_of(response: httpx.Response) -> ClientError:
         request_id=response.headers.get("X-Request-Id"),
         retry_after=_seconds(response.headers.get("Retry-After")),
     )
+
+
+def _about_key(key: Key | None, status: int) -> str:
+    """Where the key that was refused came from, and what to do."""
+    if key is None:
+        return NO_KEY
+    came = f"the key that was sent came from {key.source}"
+    return f"{came}: {key.mend}" if status == 401 else came
 
 
 def _problem(response: httpx.Response) -> dict[str, object]:

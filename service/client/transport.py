@@ -10,9 +10,9 @@ from typing import Any, Concatenate, ParamSpec, Self, TypedDict, TypeVar
 import httpx
 
 from service.client import flows
-from service.client.errors import ClientError, NotAServer, TimedOut, Unreachable
+from service.client.errors import SENT_KEY, ClientError, NotAServer, TimedOut, Unreachable
 from service.client.flows import Call, Flow
-from service.client.keys import Keys, find_keys, is_loopback
+from service.client.keys import Key, find_keys, given_key, is_loopback
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -44,7 +44,7 @@ class Client:
 
     Args:
         url: the server's address.
-        key: the key to send; without one, `find_keys` looks for it.
+        key: the key to send with every call; without one, `find_keys` looks for it.
         timeout: seconds to wait for an answer.
         transport: another way to send requests, for tests (`httpx.BaseTransport`).
     """
@@ -58,7 +58,7 @@ class Client:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         base = _base(url)
-        self._keys = Keys(key, key) if key else find_keys(base)
+        self._keys = given_key(key) if key else find_keys(base)
         self._http = httpx.Client(
             base_url=base,
             timeout=httpx.Timeout(timeout, connect=CONNECT_TIMEOUT_S),
@@ -77,10 +77,13 @@ class Client:
 
     def _send(self, call: Call) -> httpx.Response:
         content = flows.chunks(call.content, call.progress) if call.content and call.progress else call.content
+        key = self._keys.for_call(call.admin)
         try:
-            return self._http.send(_request(self._http, self._keys, call, content))
+            response = self._http.send(_request(self._http, key, call, content))
         except httpx.HTTPError as error:
             raise _failure(error, self._http.base_url) from error
+        response.extensions[SENT_KEY] = key
+        return response
 
     def close(self) -> None:
         """Close the connections."""
@@ -116,7 +119,7 @@ class AsyncClient:
 
     Args:
         url: the server's address.
-        key: the key to send; without one, `find_keys` looks for it.
+        key: the key to send with every call; without one, `find_keys` looks for it.
         timeout: seconds to wait for an answer.
         transport: another way to send requests, for tests (`httpx.AsyncBaseTransport`).
     """
@@ -130,7 +133,7 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         base = _base(url)
-        self._keys = Keys(key, key) if key else find_keys(base)
+        self._keys = given_key(key) if key else find_keys(base)
         self._http = httpx.AsyncClient(
             base_url=base,
             timeout=httpx.Timeout(timeout, connect=CONNECT_TIMEOUT_S),
@@ -149,10 +152,13 @@ class AsyncClient:
 
     async def _send(self, call: Call) -> httpx.Response:
         content = _later(call.content, call.progress) if call.content and call.progress else call.content
+        key = self._keys.for_call(call.admin)
         try:
-            return await self._http.send(_request(self._http, self._keys, call, content))
+            response = await self._http.send(_request(self._http, key, call, content))
         except httpx.HTTPError as error:
             raise _failure(error, self._http.base_url) from error
+        response.extensions[SENT_KEY] = key
+        return response
 
     async def close(self) -> None:
         """Close the connections."""
@@ -207,8 +213,8 @@ def _base(url: str) -> httpx.URL:
     return base
 
 
-def _request(http: httpx.Client | httpx.AsyncClient, keys: Keys, call: Call, content: Any) -> httpx.Request:
-    headers = {**keys.header(call.admin), **call.headers}
+def _request(http: httpx.Client | httpx.AsyncClient, key: Key | None, call: Call, content: Any) -> httpx.Request:
+    headers = {**({"Authorization": f"Bearer {key.text}"} if key else {}), **call.headers}
     if call.content is not None:
         headers["Content-Length"] = str(
             len(call.content)

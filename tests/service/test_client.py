@@ -269,15 +269,33 @@ def token_file(home: Path, name: str, token: str = "t0ken") -> None:
     (home / "taskpack" / name).write_text(token + "\n")
 
 
+def found(url: str, environment: dict[str, str]) -> str | None:
+    """The token that is found in a file for the server at `url`."""
+    key = find_keys(httpx.URL(url), environment).found
+    return key.text if key else None
+
+
 def test_the_token_of_a_local_server_is_found_by_any_name_of_this_machine(tmp_path: Path) -> None:
     token_file(tmp_path, "127.0.0.1_8000.token")
     for url in ("http://127.0.0.1:8000", "http://localhost:8000/", "http://[::1]:8000"):
-        assert find_keys(httpx.URL(url), environ(tmp_path)) == Keys(admin="t0ken")
+        assert found(url, environ(tmp_path)) == "t0ken"
+
+
+def test_the_file_of_the_very_name_that_is_called_goes_first(tmp_path: Path) -> None:
+    for name in ("127.0.0.1", "localhost", "::1", "0.0.0.0"):
+        token_file(tmp_path, f"{name}_8000.token", f"of {name}")
+    for url, name in (
+        ("127.0.0.1", "127.0.0.1"),
+        ("localhost", "localhost"),
+        ("[::1]", "::1"),
+        ("127.0.0.2", "127.0.0.1"),
+    ):
+        assert found(f"http://{url}:8000", environ(tmp_path)) == f"of {name}"
 
 
 def test_the_token_of_a_server_on_all_addresses_is_found_on_this_machine(tmp_path: Path) -> None:
     token_file(tmp_path, "0.0.0.0_8000.token")
-    assert find_keys(httpx.URL("http://127.0.0.1:8000"), environ(tmp_path)) == Keys(admin="t0ken")
+    assert found("http://127.0.0.1:8000", environ(tmp_path)) == "t0ken"
 
 
 @pytest.mark.parametrize(
@@ -289,12 +307,86 @@ def test_a_local_token_goes_to_no_other_port_or_host(url: str, tmp_path: Path) -
     assert find_keys(httpx.URL(url), environ(tmp_path)) == Keys()
 
 
-def test_the_environment_goes_before_the_file(tmp_path: Path) -> None:
-    token_file(tmp_path, "127.0.0.1_8000.token")
-    given = environ(tmp_path, TASKPACK_ADMIN_TOKEN="admin", TASKPACK_API_KEY="key")
-    keys = find_keys(httpx.URL("http://127.0.0.1:8000"), given)
-    assert keys.header(admin=True) == {"Authorization": "Bearer admin"}
-    assert keys.header(admin=False) == {"Authorization": "Bearer key"}
+def sent(monkeypatch: pytest.MonkeyPatch, home: Path, *, key: str | None = None, **given: str) -> dict[str, str | None]:
+    """The key that each call of the client sends to 127.0.0.1:8000, by the call's name."""
+    seen: list[str | None] = []
+
+    def note(request: httpx.Request) -> httpx.Response:
+        seen.append(request.headers.get("Authorization"))
+        return httpx.Response(404)
+
+    for name in ("TASKPACK_API_KEY", "TASKPACK_ADMIN_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {**given, "XDG_STATE_HOME": str(home)}.items():
+        monkeypatch.setenv(name, value)
+    flow_of: dict[str, Flow[Any]] = {
+        "predict": flows.predict("t", b"x"), "tasks": flows.tasks(), "task": flows.task("t"), "info": flows.info(),
+        "versions": flows.versions("t"), "ready": flows.ready(), "artifact": flows.artifact("t"),
+        "register": flows.register(b"x"), "set_label": flows.set_label("t", "stable", "canary"),
+        "drop_label": flows.drop_label("t", "stable"), "delete_task": flows.delete_task("t"),
+        "delete_version": flows.delete_version("t", "canary"), "as_admin": flows.as_admin(flows.versions("t")),
+    }  # fmt: skip
+    with Client("http://127.0.0.1:8000", key=key, transport=httpx.MockTransport(note)) as client:
+        for flow in flow_of.values():
+            with pytest.raises(NotFound):
+                client.drive(flow)
+    return {name: key and key.removeprefix("Bearer ") for name, key in zip(flow_of, seen, strict=True)}
+
+
+ASKS = {"predict", "tasks", "task", "info", "versions", "ready"}
+"""The calls that change nothing and need no admin."""
+
+
+def test_a_token_that_is_found_in_a_file_goes_with_calls_of_the_admin_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("127.0.0.1", "localhost"):
+        token_file(tmp_path, f"{name}_8000.token")
+    got = sent(monkeypatch, tmp_path)
+    assert {name: key for name, key in got.items() if name in ASKS} == dict.fromkeys(ASKS)
+    assert {key for name, key in got.items() if name not in ASKS} == {"t0ken"}
+    with_key = sent(monkeypatch, tmp_path, TASKPACK_API_KEY="key")
+    assert with_key == {name: "key" if name in ASKS else "t0ken" for name in got}
+
+
+@pytest.mark.parametrize("with_file", [True, False])
+def test_a_token_that_was_given_goes_with_every_call_and_before_the_file(
+    with_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if with_file:
+        token_file(tmp_path, "127.0.0.1_8000.token")
+    assert set(sent(monkeypatch, tmp_path, TASKPACK_ADMIN_TOKEN="admin").values()) == {"admin"}
+    assert set(sent(monkeypatch, tmp_path, TASKPACK_ADMIN_TOKEN="admin", key="mine").values()) == {"mine"}
+    both = sent(monkeypatch, tmp_path, TASKPACK_ADMIN_TOKEN="admin", TASKPACK_API_KEY="key")
+    assert both == {name: "key" if name in ASKS else "admin" for name in both}
+
+
+def test_a_key_that_is_not_known_is_told_with_its_source_and_the_mend_and_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(
+            401, json={"detail": "the key is not known here", "errors": ["the key is not known here"]}
+        )
+
+    def told(key: str | None = None) -> str:
+        transport = httpx.MockTransport(refuse)
+        with Client("http://localhost:8000", key=key, transport=transport) as client, pytest.raises(Unauthorized) as no:
+            client.register(b"x")
+        assert no.value.errors == ("the key is not known here",)
+        return str(no.value)
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    for name in ("TASKPACK_API_KEY", "TASKPACK_ADMIN_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    assert "no key was sent: set TASKPACK_API_KEY" in told()
+    token_file(tmp_path, "127.0.0.1_8000.token", "s3cret")
+    assert f"came from the file {tmp_path}/taskpack/127.0.0.1_8000.token" in told()
+    assert "delete it" in told()
+    monkeypatch.setenv("TASKPACK_ADMIN_TOKEN", "s3cret")
+    assert "came from the environment variable TASKPACK_ADMIN_TOKEN" in told()
+    assert "came from the `key`" in told("s3cret")
+    assert "s3cret" not in told() + told("s3cret") + repr(find_keys(httpx.URL("http://localhost:8000")))
 
 
 def test_a_token_does_not_follow_a_redirect() -> None:

@@ -182,6 +182,20 @@ def test_without_the_token_a_client_may_ask_and_not_change(
         liar.register(new_task(origin, "cars"))
 
 
+def test_a_file_that_another_server_left_costs_no_prediction_and_is_named_where_it_fails(
+    served: Served, origin: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "taskpack").mkdir()
+    left = tmp_path / "taskpack" / f"127.0.0.1_{served.url.rpartition(':')[2]}.token"
+    left.write_text("of-a-server-that-is-no-more\n")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    with Client(served.url) as late:
+        assert late.predict("birds", picture()).task == "birds"
+        assert late.info()["name"] == "taskpack"
+        with pytest.raises(Unauthorized, match=f"the key is not known here; .* {left}: .*delete it"):
+            late.register(new_task(origin, "cars"))
+
+
 @pytest.mark.anyio
 async def test_the_awaited_client_does_the_same(served: Served, client: Client, origin: Store) -> None:
     async with AsyncClient(served.url) as awaited:

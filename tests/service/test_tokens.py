@@ -39,8 +39,10 @@ def test_a_token_is_made_once_and_only_its_owner_can_read_it(state: dict[str, st
 def test_the_commands_find_the_token_by_the_servers_url(state: dict[str, str], host: str) -> None:
     made = admin_token(Settings(host=host), 8123, state)
     for url in ("http://127.0.0.1:8123", "http://localhost:8123", "http://[::1]:8123/"):
-        assert find_keys(httpx.URL(url), state).admin == made.text
-    assert find_keys(httpx.URL("http://127.0.0.1:8124"), state).admin is None
+        found = find_keys(httpx.URL(url), state).found
+        assert found is not None
+        assert (found.text, found.source) == (made.text, f"the file {made.path}")
+    assert find_keys(httpx.URL("http://127.0.0.1:8124"), state).found is None
 
 
 def test_without_xdg_state_home_it_lies_under_the_home() -> None:
