@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ ARENAS = 2
 """Heaps of all threads, or a quarter of the cores: what one thread has freed another can take; in one of its own it
 would stay."""
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +34,20 @@ class Plan:
     host: int
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cores(limit_file: Path = CPU_LIMIT) -> int:
+    """Cores that this process may use: those it is bound to, or fewer where its container has less time.
+
+    Args:
+        limit_file: where the container's quota and period stand, in microseconds; it may not be there.
+    """
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = limit_file.read_text().split()
+    except (OSError, ValueError):
+        return bound
+    if not (quota.isdecimal() and period.isdecimal() and int(quota) and int(period)):  # `max`: no limit
+        return bound
+    return min(bound, math.ceil(int(quota) / int(period)))
 
 
 def host_memory(limit_file: Path = CGROUP_LIMIT) -> int:

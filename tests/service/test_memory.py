@@ -26,6 +26,24 @@ def test_a_container_s_limit_counts(tmp_path: Path) -> None:
     assert host_memory(tmp_path / "memory.max") == 1 << 20
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["max 100000\n", "", "100000\n", "no number\n", "0 100000\n", "100000 0\n", "-1 100000\n", f"{1 << 40} 100000\n"],
+)
+def test_without_a_limit_the_cores_are_those_the_process_is_bound_to(tmp_path: Path, text: str) -> None:
+    (tmp_path / "cpu.max").write_text(text)
+    assert cores(tmp_path / "cpu.max") == cores(tmp_path / "missing") == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(("text", "most"), [("100000 100000\n", 1), ("150000 100000\n", 2), ("5000 100000\n", 1)])
+def test_a_container_s_share_of_the_processors_counts_and_part_of_one_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, most: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    (tmp_path / "cpu.max").write_text(text)
+    assert cores(tmp_path / "cpu.max") == most
+
+
 def test_all_that_is_planned_leaves_half_of_the_memory_free() -> None:
     planned = plan(torch.device("cpu"))
     assert min(planned.slots, planned.overlays, planned.host) > 0

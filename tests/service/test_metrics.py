@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from html import unescape
 
@@ -11,7 +10,7 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.edge.record import RequestRecord
-from service.memory import plan
+from service.memory import cores, plan
 from service.metrics import METRICS
 from service.settings import Settings
 
@@ -161,7 +160,7 @@ async def test_info_shows_every_effective_setting_and_what_runs(shared: Web) -> 
     assert left_open == {
         "device": "cpu", "dtype": "fp32", "workers": 1, "slot_bytes": planned.slots, "host_bytes": planned.host
     }  # fmt: skip
-    assert answer["settings"]["decode_threads"] == len(os.sched_getaffinity(0))
+    assert answer["settings"]["decode_threads"] == cores()
     assert answer["backbone"]["digest"] == shared.store.backbone_digest
     assert answer["backbone"]["preprocess"]["size"] == 16
     assert answer["tasks"] == 3
