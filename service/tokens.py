@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ def admin_token(settings: Settings, port: int, environ: Mapping[str, str] | None
     """The admin token of the server that listens on `settings.host` and `port`; made where none is given.
 
     Raises:
-        InvalidInput: two are given, one is too short, or its file cannot be read, or others can read it.
+        InvalidInput: two are given, one is too short, or its file cannot be read or is damaged, or others can read it.
     """
     return given_token(settings) or _made(token_path(settings.host, port, environ))
 
@@ -63,19 +64,40 @@ def token_path(host: str, port: int, environ: Mapping[str, str] | None = None) -
 
 
 def _made(path: Path) -> AdminToken:
+    """The token in a file, which is made where it is not there.
+
+    It is written under another name and linked to its own: it is there whole or not at all, and where servers start
+    at once the first one's stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    text = secrets.token_urlsafe(TOKEN_BYTES)
+    if not path.exists():
+        text = secrets.token_urlsafe(TOKEN_BYTES)
+        if _linked(path, text):
+            return AdminToken(text, path, made=True)
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        raise InvalidInput(f"others may read the admin token in {path}: delete the file, and a new one is made")
     try:
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        if stat.S_IMODE(path.stat().st_mode) & 0o077:
-            raise InvalidInput(
-                f"others may read the admin token in {path}: delete the file, and a new one is made"
-            ) from None
         return AdminToken(_long_enough(_read(path, "the admin token"), f"the admin token in {path}"), path)
-    with os.fdopen(file, "w", encoding="ascii") as handle:
-        handle.write(text + "\n")
-    return AdminToken(text, path, made=True)
+    except InvalidInput as error:
+        raise InvalidInput(
+            f"the admin token in {path} is empty or damaged: delete it, and a new one is made"
+        ) from error
+
+
+def _linked(path: Path, text: str) -> bool:
+    """Put a file in its place whole; whether there was none."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
+    try:
+        with os.fdopen(handle, "w", encoding="ascii") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(name, path)
+    except FileExistsError:
+        return False
+    finally:
+        os.unlink(name)
+    return True
 
 
 def _read(path: Path, what: str) -> str:

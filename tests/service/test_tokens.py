@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -13,7 +17,7 @@ from masks_store import InvalidInput
 from service import create_app
 from service.client.keys import find_keys
 from service.settings import Settings
-from service.tokens import admin_token, token_path
+from service.tokens import AdminToken, admin_token, token_path
 
 
 @pytest.fixture
@@ -89,6 +93,53 @@ def test_a_made_token_that_others_can_read_is_refused(state: dict[str, str]) -> 
     made.path.chmod(0o644)
     with pytest.raises(InvalidInput, match="delete the file"):
         admin_token(Settings(), 8123, state)
+
+
+@pytest.mark.parametrize("left", ["", "\n", "half", "with a space in its middle", "zeichenkette-mit-\u00e4-darin"])
+def test_a_made_token_that_is_empty_or_damaged_is_to_be_deleted(state: dict[str, str], left: str) -> None:
+    made = admin_token(Settings(), 8123, state)
+    assert made.path is not None
+    made.path.write_text(left)
+    with pytest.raises(InvalidInput, match=r"8123\.token is empty or damaged: delete it") as caught:
+        admin_token(Settings(), 8123, state)
+    assert "openssl" not in str(caught.value)
+    made.path.unlink()
+    assert admin_token(Settings(), 8123, state).made
+
+
+@pytest.mark.parametrize("step", ["fdopen", "fsync", "link"])
+def test_a_full_disk_or_a_kill_leaves_no_token_rather_than_half_of_one(
+    state: dict[str, str], monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Patched, to fail between the making of the file and its last byte."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, step, full)
+        with pytest.raises(OSError, match="No space left"):
+            admin_token(Settings(), 8123, state)
+    path = token_path("127.0.0.1", 8123, state)
+    assert list(path.parent.iterdir()) == []
+    assert admin_token(Settings(), 8123, state).made
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_servers_that_start_at_once_end_with_one_token(state: dict[str, str]) -> None:
+    for port in range(8123, 8143):
+        together = threading.Barrier(8)
+
+        def start(port: int = port, together: threading.Barrier = together) -> AdminToken:
+            together.wait()
+            return admin_token(Settings(), port, state)
+
+        with ThreadPoolExecutor(8) as threads:
+            tokens = [started.result() for started in [threads.submit(start) for _ in range(8)]]
+        assert len({token.text for token in tokens}) == 1
+        assert sum(token.made for token in tokens) == 1
+    assert all(path.suffix == ".token" for path in token_path("x", 1, state).parent.iterdir())
+    assert not list(token_path("x", 1, state).parent.glob(".*"))
 
 
 def test_a_token_file_that_is_not_there_is_refused(state: dict[str, str], tmp_path: Path) -> None:
