@@ -83,13 +83,17 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Refuse what comes later by name, and send `label URL …` to the client rather than to the store."""
+        """Refuse what comes later by name, send `label URL …` to the client, and let `serve` heed SIGTERM first."""
         if args and args[0] in LATER:
             raise click.UsageError(
                 f"'{args[0]}' is not in this version of Taskpack ({_version()}). Commands: {', '.join(COMMANDS)}"
             )
         if args and args[0] == "label" and any(arg.startswith(("http://", "https://")) for arg in args[1:]):
             return "label", _load(REMOTE_LABEL), args[1:]
+        if args and args[0] == "serve":  # loading it takes seconds, in which SIGTERM must not be lost
+            from service.early_stop import hear
+
+            ctx.call_on_close(hear())
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -12,6 +12,7 @@ import click
 from masks_store import InvalidInput, Store
 
 from .app import create_app
+from .early_stop import heed
 from .flags import settings_flags
 from .server import listen, url_of
 from .server import serve as run_server
@@ -31,11 +32,13 @@ def serve(config: Path | None, **flags: Any) -> None:
     Every flag is also an environment variable and a key of the --config file; a flag wins over the environment, the
     environment over the file.
     """
+    heed()
     settings = load_settings({name: value for name, value in flags.items() if value is not None}, config)
     if settings.store is None:
         raise InvalidInput("no store is named: taskpack serve STORE")
     set_up_logging(settings.log_level)
     opened = Store.open(settings.store.absolute())
+    heed()
     sock = listen(settings.host, settings.port)
     try:
         port = sock.getsockname()[1]

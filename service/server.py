@@ -21,6 +21,7 @@ from fastapi import FastAPI
 
 from masks_store import InvalidInput, TaskpackError
 
+from .early_stop import asked_to_end
 from .edge.protocol import protocol_of
 from .memory import return_freed, trim
 from .runtime import Runtime
@@ -142,10 +143,13 @@ class Server(uvicorn.Server):
         self._stopping = False
 
     async def live(self, sock: socket.socket, ready: Callable[[], None]) -> None:
-        """Start, answer, drain, stop."""
+        """Start, answer, drain, stop; nothing of it where SIGTERM came before."""
         if threading.current_thread() is threading.main_thread():
+            early = asked_to_end()
             for signal_ in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(signal_, self.stop)
+            if early:
+                return
         async with self._app.router.lifespan_context(self._app):
             if self._stopping:
                 return

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -584,6 +584,63 @@ def test_the_command_serves_says_where_and_ends_with_0_at_the_second_signal(stor
     assert "max_body_bytes" in said  # the effective settings
     assert f'"port":{int(url[1])}' in said
     assert not token.exists()  # nobody will look for a port that was only taken because it was free
+
+
+def _of_proc(process: subprocess.Popen[str], name: str) -> str:
+    return Path(f"/proc/{process.pid}/{name}").read_text()
+
+
+def _hears_sigterm(process: subprocess.Popen[str]) -> bool:
+    caught = re.search(r"SigCgt:\s*(\w+)", _of_proc(process, "status"))
+    return caught is not None and bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+LOADING: dict[str, Callable[[subprocess.Popen[str]], bool]] = {
+    "nothing is loaded": _hears_sigterm,
+    "torch is loaded": lambda process: "libtorch_cpu" in _of_proc(process, "maps"),
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="shows how far a process has come")
+@pytest.mark.parametrize("until", LOADING)
+def test_a_server_that_is_told_to_end_while_it_loads_ends_with_0(store: Store, tmp_path: Path, until: str) -> None:
+    environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "taskpack", "serve", str(store.path), "--port", "0", "--workers", "1"]
+    with subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(taskpack.__file__).parent,
+    ) as process:
+        _wait(lambda: LOADING[until](process))
+        assert _hears_sigterm(process)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, ""), err
+    assert "Traceback" not in err
+
+
+def test_a_wish_to_end_that_library_code_has_caught_is_heeded_before_serving(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Patched, to get the signal where its exception is lost."""
+    opened = Store.open
+
+    def open_(path: Path) -> Store:
+        with contextlib.suppress(SystemExit):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return opened(path)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr(Store, "open", open_)
+    with pytest.raises(SystemExit) as ended:
+        taskpack.run(["serve", str(store.path), "--port", "0", "--log-level", "error"])
+    assert ended.value.code == 0
+    assert capfd.readouterr().out == ""
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_the_garbage_collector_has_nothing_of_the_start_to_look_through(store: Store) -> None:
