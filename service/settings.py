@@ -10,8 +10,9 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import yaml
 from pydantic import ByteSize, Field, SecretStr, ValidationError, field_validator
@@ -29,6 +30,7 @@ ENV_PREFIX = "TASKPACK_"
 ENV_ONLY = ("admin_token",)
 REDACTED = "**********"
 
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Threads = Annotated[int, Field(ge=1, le=4096)]
@@ -54,8 +56,8 @@ class Settings(BaseSettings):
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
-        description="Host names answered besides localhost, 127.0.0.1 and [::1], separated by commas; "
-        "`*.example.org` stands for every name under it.",
+        description="Hosts answered besides localhost, 127.0.0.1 and [::1], separated by commas: names, "
+        "`*.example.org` for every name under it, addresses, `10.0.0.0/8` for every address in it; without ports.",
     )
     keys_file: Path | None = Field(
         default=None, description="YAML or JSON file of hashed keys; read again when it changes."
@@ -169,10 +171,9 @@ class Settings(BaseSettings):
     @field_validator("allowed_hosts")
     @classmethod
     def _plain_hosts(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            bare = name.removeprefix("*.")
-            if not bare or any(character in bare for character in "*/@ ?#"):
-                raise ValueError(f"{name!r} is not a host name; name each one, or `*.example.org` for all under it")
+        faults = [fault for name in names if (fault := _host_fault(name))]
+        if faults:
+            raise ValueError("; ".join(faults))
         return names
 
     @property
@@ -189,6 +190,35 @@ class Settings(BaseSettings):
         """Every setting as JSON, secrets redacted."""
         values = self.model_dump(mode="json")
         return {name: REDACTED if name in ENV_ONLY and value is not None else value for name, value in values.items()}
+
+
+@lru_cache(maxsize=1024)  # asked at every request that names an address
+def network_of(host: str) -> Network | None:
+    """The addresses that an entry of `allowed_hosts` stands for; None for a name.
+
+    Args:
+        host: an address (of IPv6 also in brackets), a range of them as `10.0.0.0/8`, or a name.
+    """
+    try:
+        return ipaddress.ip_network(host[1:-1] if host.startswith("[") and host.endswith("]") else host)
+    except ValueError:
+        return None
+
+
+def _host_fault(name: str) -> str | None:
+    """What is wrong with an entry of `allowed_hosts`, and the mend; None where nothing is."""
+    if network_of(name) is not None:
+        return None
+    host, separator, port = name.rpartition(":")
+    if separator and port.isdecimal() and (":" not in host or host.endswith("]")):
+        return f"{name!r} has a port, which is never looked at: say {host!r}"
+    address, slash, _ = name.partition("/")
+    if slash and network_of(address) is not None:
+        return f"{name!r} is not a range of addresses: its bits behind the prefix must be zero, as in `10.0.0.0/8`"
+    bare = name.removeprefix("*.")
+    if not bare or any(character in bare for character in "*/@ ?#:[]"):
+        return f"{name!r} is not a host name; name each one, or `*.example.org` for all under it"
+    return None
 
 
 def flag_of(name: str) -> str:

@@ -6,12 +6,16 @@ The Host header is always checked: a page that a browser loaded from elsewhere c
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from starlette.types import Scope
 
 from ..errors import Problem
-from ..settings import Settings
+from ..settings import Settings, network_of
+
+Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 ALWAYS = ("localhost", "127.0.0.1", "[::1]")
 
@@ -36,7 +40,8 @@ def check_head(scope: Scope, settings: Settings) -> None:
     hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]
     if len(hosts) != 1 or not host_allowed(hosts[0], settings.allowed_hosts):
         raise Problem(
-            421, "this server does not answer for the host that the Host header names; --allowed-hosts adds names"
+            421,
+            "this server does not answer for the host that the Host header names; --allowed-hosts adds hosts",
         )
 
 
@@ -45,14 +50,25 @@ def host_allowed(header: str, allowed: Sequence[str]) -> bool:
 
     Args:
         header: `name`, `name:port` or `[ipv6]:port`.
-        allowed: names in lower case besides the three that always are; `*.example.org` stands for all under it.
+        allowed: names and addresses in lower case besides the three that always are; `*.example.org` stands for all
+            names under it, `10.0.0.0/8` for all addresses in it.
     """
     name = _without_port(header.strip().lower())
     if name is None:
         return False
-    if name in ALWAYS or name in allowed or name.strip("[]") in allowed:
+    if name in ALWAYS or name in allowed:
         return True
+    address = _address(name)
+    if address is not None:
+        return any(address in network for network in map(network_of, allowed) if network is not None)
     return any(pattern.startswith("*.") and name.endswith(pattern[1:]) and name != pattern[1:] for pattern in allowed)
+
+
+def _address(host: str) -> Address | None:
+    try:
+        return ipaddress.IPv6Address(host[1:-1]) if host.startswith("[") else ipaddress.IPv4Address(host)
+    except ValueError:
+        return None
 
 
 def _without_port(host: str) -> str | None:

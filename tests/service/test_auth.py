@@ -328,6 +328,21 @@ def test_every_key_is_compared_in_constant_time_whichever_is_found(tmp_path: Pat
         ("localhost:eighty", 421),
         ("", 421),
         ("0.0.0.0", 421),
+        ("10.1.2.3", 200),
+        ("10.1.2.3:8000", 200),
+        ("11.1.2.3", 421),
+        ("192.168.7.7:8000", 200),
+        ("192.168.7.8:8000", 421),
+        ("[2001:db8::5]:8000", 200),
+        ("[2001:0DB8:0::5]", 200),
+        ("[2001:db9::5]:8000", 421),
+        ("[fe80:0:0:0:0:0:0:9]", 200),
+        ("2001:db8::5", 421),
+        ("[10.1.2.3]", 421),
+        ("10.1.2.3.evil.org", 421),
+        ("10.1.2.3.4", 421),
+        ("010.1.2.3", 421),
+        ("10.1.2.0/24", 421),
     ],
 )
 async def test_only_hosts_that_are_named_are_answered(shared_hosts: Web, host: str, status: int) -> None:
@@ -339,12 +354,15 @@ async def test_only_hosts_that_are_named_are_answered(shared_hosts: Web, host: s
             assert response.status_code in (200, 307)
 
 
+ALLOWED = "api.example.org, *.example.net, 10.0.0.0/8, 192.168.7.7, 2001:db8::/32, [fe80::9]"
+
+
 @pytest.fixture(scope="module")
 async def shared_hosts(made_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     import shutil
 
     path = shutil.copytree(made_store, tmp_path_factory.mktemp("hosts") / "store")
-    async with running(Store.open(path), allowed_hosts="api.example.org, *.example.net") as web:
+    async with running(Store.open(path), allowed_hosts=ALLOWED) as web:
         yield web
 
 

@@ -163,6 +163,31 @@ def test_hosts_that_are_no_names_are_refused(names: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "mend"),
+    [
+        ("example.org:8000", "say 'example.org'"),
+        ("*.example.org:443", "say '*.example.org'"),
+        ("10.0.0.1:8000", "say '10.0.0.1'"),
+        ("[::2]:8000", "say '[::2]'"),
+        ("10.0.0.1/8", "must be zero"),
+        ("10.0.0.0/40", "must be zero"),
+    ],
+)
+def test_a_host_that_could_never_match_is_refused_with_the_mend(given: str, mend: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        load_settings({"allowed_hosts": f"good.example.org,{given},also:1"})
+    (fault,) = caught.value.faults
+    assert mend in fault
+    assert "say 'also'" in fault
+    assert "good" not in fault
+
+
+@pytest.mark.parametrize("host", ["10.0.0.0/8", "10.1.2.3", "::/0", "2001:db8::1", "[2001:db8::1]", "0.0.0.0/0"])
+def test_addresses_and_ranges_of_them_are_hosts(host: str) -> None:
+    assert load_settings({"allowed_hosts": host}).allowed_hosts == (host,)
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("prot: 1\nhots: x\n", ["prot", "hots"]),
