@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from service.client import Client, ClientError, ImageAnswer, LabelChoice, NotFound, Prediction, Registered
-from service.client.flows import as_admin, versions
+from service.client.flows import OF_ONE_IMAGE, as_admin, versions
 
 if TYPE_CHECKING:
     from masks_store import Artifact
@@ -43,20 +43,20 @@ def predict(
 ) -> int:
     """Ask a running server what is on IMAGES (JPEG, PNG or WebP).
 
-    Prints one line per image: its classes, the most probable first, with their probabilities. The exit code is 1 when
+    Prints one line per image: its classes, the most probable first, with their probabilities. The exit code is 2 when
     an image could not be read.
     """
-    with told(), Client(url) as client:
+    with told(wrong=(400, *OF_ONE_IMAGE)), Client(url) as client:
         answer = client.predict(task, *images, version=version, top_k=top_k, timeout_ms=timeout_ms)
     if as_json:
         click.echo(answer.model_dump_json(indent=2))
     else:
         _print_table(images, answer)
-    return int(any(image.status == "error" for image in answer.predictions))
+    return Misused.exit_code if any(image.status == "error" for image in answer.predictions) else 0
 
 
 @click.command(short_help="Send a task to a running server.")
-@click.argument("source", type=click.Path(exists=True, path_type=Path), metavar="STORE|FILE")
+@click.argument("source", type=click.Path(path_type=Path), metavar="STORE|FILE")
 @click.argument("task", required=False)
 @click.option("--to", "url", required=True, metavar="URL", help="The server.")
 @click.option(
@@ -134,6 +134,8 @@ def _parcels(source: Path, task: str | None, version: str) -> list[Parcel]:
             raise click.UsageError(f"'{source}' is a file and names its task itself: leave '{task}' out.")
         _check_is_artifact(source)
         return [Parcel(None, None, source.read_bytes)]
+    if task is None and not source.exists():
+        raise click.ClickException(f"'{source}': there is neither a store nor an artifact")
     if task is None:
         raise click.UsageError(f"'{source}' is a folder: name the task to send, as in push STORE TASK --to URL.")
     from masks_store import Store
@@ -200,21 +202,29 @@ def _bar(what: str, total: int) -> Generator[Callable[[int], None]]:
 
 
 class Misused(click.ClickException):
-    """The server found a parameter wrong: the same exit code as for a wrong flag."""
+    """The server found a parameter or a picture wrong: the same exit code as for a wrong flag."""
 
     exit_code = 2
 
 
 @contextmanager
-def told() -> Generator[None]:
-    """Turn what a server answers into the command's error: the message, every fault on its own line, and what to do."""
+def told(wrong: Collection[int] = (400,)) -> Generator[None]:
+    """Turn what a server answers into the command's error: the message, every fault on its own line, and what to do.
+
+    Args:
+        wrong: the statuses that say that what the command was given is wrong.
+
+    Raises:
+        Misused: an answer with one of these.
+        click.ClickException: any other failure.
+    """
     try:
         yield
     except ClientError as error:
         faults = [fault for fault in error.errors if fault not in error.detail]
         lines = [error.detail, *faults, *_mend(error)]
         told = "\n  ".join(printable(line) for line in lines)
-        raise (Misused if error.status == 400 else click.ClickException)(told) from error
+        raise (Misused if error.status in wrong else click.ClickException)(told) from error
 
 
 def _mend(error: ClientError) -> Iterator[str]:

@@ -37,7 +37,7 @@ CHUNK = 1 << 18  # bytes sent between two reports of progress
 
 @dataclass(frozen=True)
 class Call:
-    """One request: what to send, and whether it needs the admin's key."""
+    """One request: what to send, whether it needs the admin's key, and how long the server was told it may wait."""
 
     method: str
     path: str
@@ -47,6 +47,7 @@ class Call:
     files: Sequence[Part] = ()
     admin: bool = False
     progress: Progress | None = None
+    waits_s: float = 0.0
 
 
 Flow: TypeAlias = Generator[Call, httpx.Response, T]
@@ -77,7 +78,7 @@ def predict(
     found: list[ImageAnswer] = []
     refused: ClientError | None = None
     for parts in _requests(images):
-        response = yield Call("POST", "/predict", params, files=parts)
+        response = yield Call("POST", "/predict", params, files=parts, waits_s=(timeout_ms or 0) / 1000)
         if len(parts) == 1 < len(images) and response.status_code in OF_ONE_IMAGE:
             refused = error_of(response)
             found.append(ImageAnswer(status="error", error=refused.detail))

@@ -45,7 +45,7 @@ class Client:
     Args:
         url: the server's address.
         key: the key to send with every call; without one, `find_keys` looks for it.
-        timeout: seconds to wait for an answer.
+        timeout: seconds to wait for an answer, beyond the `timeout_ms` of a prediction that names one.
         transport: another way to send requests, for tests (`httpx.BaseTransport`).
     """
 
@@ -120,7 +120,7 @@ class AsyncClient:
     Args:
         url: the server's address.
         key: the key to send with every call; without one, `find_keys` looks for it.
-        timeout: seconds to wait for an answer.
+        timeout: seconds to wait for an answer, beyond the `timeout_ms` of a prediction that names one.
         transport: another way to send requests, for tests (`httpx.AsyncBaseTransport`).
     """
 
@@ -226,7 +226,14 @@ def _request(http: httpx.Client | httpx.AsyncClient, key: Key | None, call: Call
         headers=headers,
         content=content,
         files=list(call.files) or None,
+        timeout=_patience(http.timeout, call.waits_s),
     )
+
+
+def _patience(own: httpx.Timeout, longer_s: float) -> httpx.Timeout:
+    """A client's own limits, with so much longer to wait for the answer."""
+    read = None if own.read is None else own.read + longer_s
+    return httpx.Timeout(connect=own.connect, read=read, write=own.write, pool=own.pool)
 
 
 def _failure(error: httpx.HTTPError, url: httpx.URL) -> ClientError:

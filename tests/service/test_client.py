@@ -431,6 +431,19 @@ def test_both_clients_send_the_same_requests_and_the_key_only_as_a_header(tmp_pa
     assert seen[0] == ("POST", "http://s/tasks", b"x" * 10, "Bearer k", "10")
 
 
+def test_a_client_waits_longer_than_the_server_was_told_it_may() -> None:
+    waits: list[float] = []
+
+    def note(request: httpx.Request) -> httpx.Response:
+        waits.append(request.extensions["timeout"]["read"])
+        return prediction(["a"])
+
+    with Client("http://s", key="k", timeout=7.0, transport=httpx.MockTransport(note)) as client:
+        client.predict("t", b"x")
+        client.predict("t", b"x", timeout_ms=300_000)
+    assert waits == [7.0, 307.0]
+
+
 def test_both_clients_offer_the_same_calls() -> None:
     def calls(kind: type) -> set[str]:
         return {name for name in vars(kind) if not name.startswith("_")}

@@ -220,7 +220,7 @@ def said(capfd: pytest.CaptureFixture[str], *args: str, code: int = 0) -> str:
     return err if code else out
 
 
-def test_predict_prints_one_line_per_image_and_fails_for_an_unreadable_one(
+def test_predict_prints_one_line_per_image_and_ends_with_2_for_an_unreadable_one(
     served: Served, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     good, bad = tmp_path / "good.png", tmp_path / "bad.png"
@@ -231,8 +231,14 @@ def test_predict_prints_one_line_per_image_and_fails_for_an_unreadable_one(
     assert re.fullmatch(r"\S+good\.png(  class \d [01]\.\d{3}){2}", line)
     code = taskpack.run([*args, str(good), str(bad)])
     lines = capfd.readouterr().out.splitlines()
-    assert code == 1
+    assert code == 2
     assert re.search(r"bad\.png +error: \S", lines[1])
+    assert "error: " in said(capfd, *args, str(bad), code=2)
+    bad.write_bytes(picture()[:60])  # its header is read, and no more
+    assert "error: " in said(capfd, *args, str(bad), code=2)
+    bad.write_bytes(picture() + bytes(40 << 20))
+    assert "over the limit" in said(capfd, *args, str(bad), code=2)
+    assert "error: " in said(capfd, *args[:3], "--task", "nosuch", str(good), code=1)
     answer = json.loads(said(capfd, *args, "--json", str(good)))
     assert answer["predictions"][0]["status"] == "ok"
 
@@ -269,6 +275,16 @@ def test_push_of_a_file_without_its_parent_says_what_is_missing(
     message = said(capfd, "push", str(file), "--to", served.url, code=1)
     assert message.startswith("error: ")
     assert middle.version[:19] in message
+
+
+def test_push_of_what_is_not_there_fails_as_any_command_without_its_store(
+    served: Served, origin: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    none = str(tmp_path / "none")
+    assert none in said(capfd, "push", none, "birds", "--to", served.url, code=1)
+    assert none in said(capfd, "push", f"{none}.safetensors", "--to", served.url, code=1)
+    assert "nosuch" in said(capfd, "push", str(origin.path), "nosuch", "--to", served.url, code=1)
+    assert "name the task" in said(capfd, "push", str(origin.path), "--to", served.url, code=2)
 
 
 def test_push_gives_the_label_that_is_asked_for(
