@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Literal, Self
+from typing import BinaryIO, Literal, Self
 
 from torch import Tensor
 
@@ -208,8 +208,24 @@ class Store:
             NotFound: this store never had it.
             StoreCorrupt: its blob is missing or damaged.
         """
-        try:
+        with self._known(version):
             return self.blobs.get(version)
+
+    def open_artifact(self, version: str) -> BinaryIO:
+        """A version's file, open at its start, its digest verified, for who reads it piece by piece and closes it.
+
+        Raises:
+            NotFound: this store never had it.
+            StoreCorrupt: its blob is missing or damaged.
+        """
+        with self._known(version):
+            return self.blobs.open(version)
+
+    @contextmanager
+    def _known(self, version: str) -> Generator[None]:
+        """Tell a version that this store never had from one whose blob is damaged."""
+        try:
+            yield
         except StoreCorrupt:
             with self.registry.read() as transaction:
                 if transaction.version(version) is None:

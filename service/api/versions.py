@@ -18,6 +18,7 @@ from ..runtime import caller_of, runtime_of
 from ..schemas import LabelIn, LabelledOut, NoQuery, PageQuery, RetireQuery
 from .answers import Json, etag, parse_etags, weakly_matches
 from .describe import describe_version, items_after, write_page
+from .files import FileBody
 from .payloads import media_type
 from .tasks import check_use, gone
 
@@ -55,11 +56,12 @@ async def download(request: Request, task: str, version: str, query: Annotated[N
     known = request.headers.get("if-none-match")
     if known is not None and weakly_matches(known, found.version):
         return Response(status_code=304, headers=headers)
-    data = await asyncio.to_thread(store.artifact_bytes, found.version)
     name = f"{found.task}-{found.version.removeprefix('sha256:')[:12]}.safetensors"
-    return Response(
-        data, media_type=SAFETENSORS, headers={**headers, "Content-Disposition": f'attachment; filename="{name}"'}
-    )
+    headers["Content-Disposition"] = f'attachment; filename="{name}"'
+    if record_of(request).head:
+        return Response(media_type=SAFETENSORS, headers={**headers, "Content-Length": str(found.size)})
+    file = await asyncio.to_thread(store.open_artifact, found.version)
+    return FileBody(file, found.size, SAFETENSORS, headers)
 
 
 async def delete_version(request: Request, task: str, version: str, query: Annotated[RetireQuery, Query()]) -> Response:

@@ -46,7 +46,7 @@ class Edge:
             return
         record = begin(scope)
         status = 0
-        head = scope["method"] == "HEAD"
+        head = record.head
         if head:
             scope = {**scope, "method": "GET"}  # the same answer; its body is left out below
 

@@ -33,6 +33,7 @@ class RequestRecord:
         tasks: registered tasks that it named, for the metrics' label.
         versions: the versions that answered it, for `X-Task-Version`.
         stages: seconds by stage, for `Server-Timing` and the metrics.
+        head: whether only the answer's head is asked for (HEAD).
     """
 
     request_id: str
@@ -44,6 +45,7 @@ class RequestRecord:
     tasks: list[str] = field(default_factory=list[str])
     versions: list[str] = field(default_factory=list[str])
     stages: dict[str, float] = field(default_factory=dict[str, float])
+    head: bool = False
 
     @property
     def elapsed(self) -> float:
@@ -74,6 +76,7 @@ def begin(scope: Scope) -> RequestRecord:
         trace_id=trace_id,
         span_id=secrets.token_hex(8),
         flags=flags,
+        head=scope.get("method") == "HEAD",  # of a head that was not understood nothing is known
     )
     scope[SCOPE_KEY] = record
     return record

@@ -80,6 +80,20 @@ def test_damaged_bytes_are_refused_on_reading_and_mended_by_putting_again(tmp_pa
     assert blobs.faults() == []
 
 
+def test_an_open_blob_was_verified_and_stays_what_it_was(tmp_path: Path):
+    blobs = open_blobs(tmp_path)
+    blobs.put(NEW)
+    path = blobs.path(digest(NEW))
+    with blobs.open(digest(NEW)) as file:
+        path.unlink()
+        path.write_bytes(OLD)
+        assert file.read() == NEW
+    for harm in (lambda: None, path.unlink, path.mkdir):
+        harm()
+        with pytest.raises(StoreCorrupt, match="restore this file"):
+            blobs.open(digest(NEW))
+
+
 def test_a_missing_blob_is_named_with_what_to_do(tmp_path: Path):
     with pytest.raises(StoreCorrupt, match=f"{digest(OLD)} is missing.*restore"):
         open_blobs(tmp_path).get(digest(OLD))

@@ -198,6 +198,10 @@ def test_a_registered_version_is_its_bytes_and_answers_as_its_artifact_does(stor
     assert (version.size, version.parent, version.labels) == (len(data), None, ("stable",))
     assert version.manifest == read_artifact(data).manifest
     assert store.artifact_bytes(version.version) == data
+    with store.open_artifact(version.version) as file:
+        assert file.read() == data
+    with pytest.raises(NotFound, match="no version"):
+        store.open_artifact("sha256:" + "0" * 64)
     assert task_digest(store.backbone, store.view(version.version)) == version.manifest.task_digest
     assert store.resolve("birds") == version
     assert Store.open(store.path).versions() == [version]

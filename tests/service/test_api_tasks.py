@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -319,6 +319,56 @@ async def test_an_artifact_is_downloaded_as_it_was_registered(web: Web) -> None:
         assert response.content == artifact
         assert response.headers["ETag"] == f'"{version}"'
         assert response.headers["X-Task-Version"] == version
+
+
+async def test_a_large_artifact_is_sent_in_pieces_and_is_never_whole_in_memory(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = new_task(web.store, "cars")
+    await web.register(artifact)
+    monkeypatch.setattr("service.api.files.PIECE", 1000)
+    monkeypatch.setattr(Store, "artifact_bytes", None)
+    opened: list[BinaryIO] = []
+    open_artifact = Store.open_artifact
+
+    def noted(self: Store, version: str) -> BinaryIO:
+        opened.append(open_artifact(self, version))
+        return opened[-1]
+
+    monkeypatch.setattr(Store, "open_artifact", noted)
+    sizes: list[int] = []
+    async with web.client.stream("GET", "/tasks/cars/versions/stable/artifact", headers=ADMIN) as response:
+        async for piece in response.aiter_raw():
+            sizes.append(len(piece))
+        assert int(response.headers["Content-Length"]) == sum(sizes) == len(artifact)
+    assert [file.closed for file in opened] == [True]
+    got = await web.client.get("/tasks/cars/versions/stable/artifact", headers=ADMIN)
+    assert got.content == artifact
+    assert got.headers["Content-Disposition"].startswith('attachment; filename="cars-')
+
+
+async def test_the_head_of_an_artifact_is_told_without_reading_it(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = "/tasks/birds/versions/stable/artifact"
+    whole = await web.client.get(path, headers=ADMIN)
+    monkeypatch.setattr(Store, "open_artifact", None)
+    head = await web.client.head(path, headers=ADMIN)
+    assert (head.status_code, head.content) == (200, b"")
+    for name in ("Content-Length", "Content-Type", "ETag", "Cache-Control", "Content-Disposition"):
+        assert head.headers[name] == whole.headers[name]
+    known = await web.client.head(path, headers={**ADMIN, "If-None-Match": whole.headers["ETag"]})
+    assert known.status_code == 304
+
+
+@pytest.mark.parametrize("harm", ["changed", "cut", "gone"])
+async def test_of_an_artifact_that_is_damaged_on_the_disk_no_byte_is_sent(web: Web, harm: str) -> None:
+    artifact = new_task(web.store, "cars")
+    version = (await web.register(artifact)).json()["version"]
+    blob = web.store.blobs.path(version)
+    blob.unlink()
+    if harm != "gone":
+        blob.write_bytes(artifact[:-1] + (b"?" if harm == "changed" else b""))
+    response = await web.client.get("/tasks/cars/versions/stable/artifact", headers=ADMIN)
+    assert "damaged" in problem(response, 500)["detail"]
 
 
 async def test_an_artifact_that_is_known_already_is_304(shared: Web) -> None:

@@ -570,7 +570,10 @@ def test_the_command_serves_says_where_and_ends_with_0_at_the_second_signal(stor
         assert httpx.post(f"{base}/predict?task=birds", content=picture(), headers=PNG, timeout=30).status_code == 200
         path = f"{base}/tasks/birds/versions/stable/artifact"
         assert httpx.get(path).status_code == 401
-        assert httpx.get(path, headers={"Authorization": f"Bearer {secret}"}).status_code == 200
+        whole = httpx.get(path, headers={"Authorization": f"Bearer {secret}"})
+        head = httpx.head(path, headers={"Authorization": f"Bearer {secret}"})
+        assert (whole.status_code, head.status_code, head.content) == (200, 200, b"")
+        assert int(head.headers["Content-Length"]) == len(whole.content)
         with socket.create_connection(("127.0.0.1", int(url[1])), timeout=20) as unfinished:
             unfinished.sendall(SLOW_BODY % 100 + b"x")
             process.send_signal(signal.SIGINT)
