@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 import weakref
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -37,23 +38,47 @@ _WRITES = "taskpack_writes"
 _REPLACED = "the store was replaced, moved or restored while it was open; start the server, or the command, anew"
 
 
+class Seen:
+    """What is known of a registry's file, by all that have it open here; kept while it is closed.
+
+    Attributes:
+        opened: its device and inode; None before the first time.
+        last: the highest event that was seen committed.
+        restored: whether it was found to end before one that was seen.
+    """
+
+    def __init__(self) -> None:
+        self.opened: tuple[int, int] | None = None
+        self.last = 0
+        self.restored = False
+        self._lock = threading.Lock()
+
+    def reached(self, event: int) -> None:
+        """Note an event that was seen committed."""
+        with self._lock:
+            self.last = max(self.last, event)
+
+
 class Registry:
     """The registry in one SQLite file.
 
     Args:
         path: the file, made by `create`.
         busy_seconds: how long a writer waits for the others.
+        seen: what is known of the file already.
     """
 
-    def __init__(self, path: Path, busy_seconds: float = BUSY_SECONDS) -> None:
+    def __init__(self, path: Path, busy_seconds: float = BUSY_SECONDS, seen: Seen | None = None) -> None:
         self.path = path
         self._busy_seconds = busy_seconds
         self._file = path.absolute()
         self._engine: Engine | None = None
         self._pid = 0
-        self._opened: tuple[int, int] | None = None  # device and inode; kept when closed: all that is known is of it
-        self._last = 0  # the highest event that was seen committed
-        self._restored = False
+        self._seen = seen or Seen()
+
+    def waiting(self, seconds: float) -> Registry:
+        """The same registry through connections of its own, whose writers wait at most so long for the others."""
+        return Registry(self.path, seconds, self._seen)
 
     def create(self) -> None:
         """Make the tables in a new file, and close it again: all of it is on disk."""
@@ -106,7 +131,7 @@ class Registry:
             StoreUnwritable: the file or its file system is read-only, or the disk fails.
             StoreReplaced: the file is not the one that was opened; nothing was changed.
         """
-        known = self._last
+        known = self._seen.last
         with _told(self.path):
             with self._begun(writes=True) as transaction:
                 if known:
@@ -114,7 +139,7 @@ class Registry:
                 yield transaction
                 last = transaction.counter("events")
                 self._require_same()
-            self._last = max(self._last, last)
+            self._seen.reached(last)
 
     def last_event(self) -> int:
         """The number of the last change.
@@ -122,10 +147,10 @@ class Registry:
         Raises:
             StoreReplaced: it is lower than one that was seen here.
         """
-        known = self._last  # before the reading begins: others may write meanwhile
+        known = self._seen.last  # before the reading begins: others may write meanwhile
         with self.read() as transaction:
             last = self._require_after(known, transaction)
-        self._last = max(self._last, last)
+        self._seen.reached(last)
         return last
 
     def faults(self) -> list[str]:
@@ -149,8 +174,8 @@ class Registry:
     def _begun(self, *, writes: bool) -> Generator[Transaction, None, None]:
         self._require_same()  # a connection to a file that is not there would make one
         with self._connect(writes=writes) as connection, connection.begin():
-            if self._opened is None:
-                self._opened = _identity(self._file)
+            if self._seen.opened is None:
+                self._seen.opened = _identity(self._file)
             try:
                 self._require_same()
             except StoreReplaced:
@@ -159,13 +184,13 @@ class Registry:
             yield Transaction(connection)
 
     def _require_same(self) -> None:
-        if self._restored or self._opened not in (None, _identity(self._file)):
+        if self._seen.restored or self._seen.opened not in (None, _identity(self._file)):
             raise StoreReplaced(_REPLACED)
 
     def _require_after(self, known: int, transaction: Transaction) -> int:
         last = transaction.counter("events")
         if last < known:
-            self._restored = True  # for good: its events will come to have these numbers again
+            self._seen.restored = True  # for good: its events will come to have these numbers again
             raise StoreReplaced(_REPLACED)
         return last
 

@@ -104,7 +104,7 @@ class Store:
             seconds: until `RegistryLocked`.
         """
         other = copy.copy(self)
-        other.registry = Registry(self.registry.path, seconds)
+        other.registry = self.registry.waiting(seconds)
         return other
 
     def close(self) -> None:

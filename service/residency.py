@@ -58,6 +58,7 @@ class Record:
         claims: whether it holds a claim in the pool.
         selects: whether it hides some of what its lineage owns, from itself and from the order-free tasks on it.
         units: whether it runs a smaller network of its own: a clnp task, or what is built on one.
+        retired: whether the store has retired it, whatever its status.
         placed: whether its claim is in the pool; where it holds none, whether its file could be read when it came.
         status: `loading` until its probe has passed here; `retired`: here for those that are built on it.
         reason: why it failed.
@@ -74,6 +75,7 @@ class Record:
     claims: bool
     selects: bool = False
     units: bool = False
+    retired: bool = False
     placed: bool = True
     status: Status = "loading"
     reason: str = ""
@@ -148,6 +150,7 @@ class Residency:
         elif kind == "retire":
             with self._lock:
                 if version in self._records:
+                    self._records[version].retired = True
                     self._records[version].status = "retired"
             self._forget_tensors(version)
         elif kind == "delete":
@@ -183,6 +186,7 @@ class Residency:
         What is built on it may have failed for its file's sake, and is tried again with it.
         """
         with self._lock:
+            known.retired = False
             if known.status == "retired" and known.placed:
                 known.status = "loading"
             concerned = [record for record in self._records.values() if known in record.lineage]
@@ -209,14 +213,15 @@ class Residency:
             claims,
             selects=bool(manifest.selections),
             units=clnp or (parent is not None and parent.units),
+            retired=retired,
             placed=not claims and not damaged,
         )
         record.lineage = (*ancestors, record)
-        self._take_in(record, retired=retired)
+        self._take_in(record)
         with self._lock:
             self._records[version] = record
 
-    def _take_in(self, record: Record, *, retired: bool = False) -> None:
+    def _take_in(self, record: Record) -> None:
         """Place a version's claim; what cannot be placed has failed, the rest is still to be probed.
 
         Raises:
@@ -230,7 +235,7 @@ class Residency:
                 record.status, record.reason = "failed", "; ".join(error.faults)
         else:
             with self._lock:
-                record.status, record.reason = "retired" if retired else "loading", ""
+                record.status, record.reason = "retired" if record.retired else "loading", ""
 
     def _place(self, record: Record) -> None:
         """Write a version's claim, if it holds one, into the pool; once.

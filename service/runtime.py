@@ -69,6 +69,7 @@ class Runtime:
         self._labelled: dict[str, list[Version]] = {}
         self._namer: TaskNamer | None = None
         self._seen = -1
+        self._refreshing = asyncio.Lock()
         self._stop_by: float | None = None
         self.trouble: str | None = None
 
@@ -227,13 +228,14 @@ class Runtime:
 
     async def refresh(self) -> None:
         """Take over what has changed in the store: after our own changes, and twice a second for those of others."""
-        last, gone = await asyncio.to_thread(_changes, self.store, self._seen)
-        if last != self._seen:
-            self._resolved.clear()
-            self._labelled.clear()
-            self._seen = last
-        for task in gone:
-            self.metrics.forget(task)
+        async with self._refreshing:  # or one that began earlier could end later, and bring an older state back
+            last, gone = await asyncio.to_thread(_changes, self.store, self._seen)
+            if last != self._seen:
+                self._resolved.clear()
+                self._labelled.clear()
+                self._seen = last
+            for task in gone:
+                self.metrics.forget(task)
         await self.serving.refresh()
 
     async def take_over(self) -> bool:

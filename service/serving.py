@@ -189,15 +189,18 @@ class Serving:
         Otherwise the first request of a size would wait for them, a second or more, and everybody behind it.
         """
         blank = self._engine.bare(torch.zeros(1, self._store.backbone.features), self.dtype)
-        side, size = self.image_size, 1
-        while size <= self._batcher.max_batch:
+        side, most = self.image_size, self._batcher.max_batch
+        for size in sorted({most, *(1 << power for power in range(most.bit_length()))}):
             images = np.zeros((size, side, side, 3), np.uint8)
             work = Work(Sight(self._store.backbone_digest, ()), self.dtype, images, blank)
-            self._run(work)  # recorded
-            started = time.monotonic()
-            self._run(work)  # replayed
+            try:
+                self._run(work)  # recorded
+                started = time.monotonic()
+                self._run(work)  # replayed
+            except RuntimeError as error:  # too little memory for so many: requests will say so, too
+                log.warning("a batch of %d pictures cannot be computed here: %s", size, error)
+                return
             self._batcher.pace_s = (time.monotonic() - started) / size
-            size *= 2
 
     def _join(self) -> None:
         self._workers.join()

@@ -6,6 +6,7 @@ server's URL. It never lies in the store.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
@@ -21,6 +22,8 @@ from .settings import Settings
 
 TOKEN_BYTES = 32
 MIN_LENGTH = 16
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
+"""How a file system says that it has no hard links."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,8 @@ def _made(path: Path) -> AdminToken:
     try:
         return AdminToken(_long_enough(_read(path, "the admin token"), f"the admin token in {path}"), path)
     except InvalidInput as error:
+        if isinstance(error.__cause__, OSError):  # it may well be a token, of another user
+            raise
         raise InvalidInput(
             f"the admin token in {path} is empty or damaged: delete it, and a new one is made"
         ) from error
@@ -95,6 +100,13 @@ def _linked(path: Path, text: str) -> bool:
         os.link(name, path)
     except FileExistsError:
         return False
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        raise InvalidInput(
+            f"the admin token cannot be kept in {path.parent} ({error.strerror}); give one by --admin-token-file or "
+            "TASKPACK_ADMIN_TOKEN, or another folder by XDG_STATE_HOME"
+        ) from error
     finally:
         os.unlink(name)
     return True

@@ -31,7 +31,7 @@ def batch_sizes(samples: int, batch_size: int) -> list[int]:
     """How many pictures each batch of an epoch has, over all processes.
 
     At most `batch_size`, and their sizes differ by at most one. No batch is left with a single picture, which BatchNorm
-    could not take: of an odd number in pairs, one has three.
+    could not take: only for that does one have three where two are asked for.
     """
     batches = min(-(-samples // batch_size), max(1, samples // 2))
     return [samples // batches + (i < samples % batches) for i in range(batches)]

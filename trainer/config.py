@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from masks_store import InvalidInput, check_task_name
@@ -252,6 +253,11 @@ def _margin_fault(settings: Settings) -> str | None:
     return None
 
 
+def _whole(value: object) -> bool:
+    """Whether it is a whole number, numpy's too; True and False are none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 def _number_faults(settings: Settings) -> list[str]:
     faults: list[str] = []
     for flag, value, low in (
@@ -261,7 +267,7 @@ def _number_faults(settings: Settings) -> list[str]:
         ("--threads", settings.threads, 1),
         ("--seed", settings.seed, 0),
     ):
-        if value is not None and (type(value) is not int or not low <= value < 2**63):
+        if value is not None and (not _whole(value) or not low <= value < 2**63):
             faults.append(f"{flag} {value} must be a whole number of at least {low}")
     for flag, rate in (("--lr", settings.lr), ("--retrain-lr", settings.retrain_lr)):
         if rate is not None and not (math.isfinite(rate) and rate > 0):

@@ -27,9 +27,18 @@ class FileBody(Response):
         self._file = file
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer."""
-        with self._file as file:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            while piece := await asyncio.to_thread(file.read, PIECE):
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        """Answer; nothing more is read once the caller has gone away."""
+        left = asyncio.ensure_future(_disconnected(receive))
+        try:
+            with self._file as file:
+                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                while not left.done() and (piece := await asyncio.to_thread(file.read, PIECE)):
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            left.cancel()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -154,6 +154,7 @@ class Stages:
     def __init__(self, device: torch.device, side: int, capture: Capture | None, budget: int) -> None:
         self.device = device
         self.capture = capture
+        self._takes_turns = capture is not None  # also once nothing is recorded here any more: another engine may
         self.budget = budget
         self._side = side
         self._stages: WeakKeyDictionary[Weights, Stage] = WeakKeyDictionary()
@@ -170,7 +171,7 @@ class Stages:
 
     def computing(self) -> AbstractContextManager[object]:
         """Hold around a forward that is not recorded: none runs while another is being recorded."""
-        return nullcontext() if self.capture is None else TURNS.together()
+        return TURNS.together() if self._takes_turns else nullcontext()
 
     @property
     def nbytes(self) -> int:

@@ -285,6 +285,28 @@ def test_an_older_copy_restored_into_the_same_file_is_noticed_for_good(registry:
             refused()  # its numbers are higher again, and it is still not what was opened
 
 
+@pytest.mark.parametrize("restored", [True, False])
+def test_connections_of_their_own_know_what_the_registry_was_opened_as(
+    registry: Registry, tmp_path: Path, restored: bool
+):
+    """Those of a server's changes are not opened before the first of them."""
+    log(registry, "before")
+    other = tmp_path / "older"
+    with sqlite3.connect(registry.path) as live, sqlite3.connect(other) as older:
+        live.backup(older)
+        log(registry, "later", 2)
+        if restored:
+            older.backup(live)
+    live.close()
+    older.close()
+    if not restored:
+        other.rename(registry.path)
+    waiting = registry.waiting(10.0)
+    with pytest.raises(StoreReplaced):
+        log(waiting, "lost")
+    assert "lost" not in [actor for _, actor, _ in all_events(Registry(registry.path))]
+
+
 def test_writers_do_not_take_one_another_for_a_replaced_registry(registry: Registry):
     def look() -> None:
         for _ in range(60):

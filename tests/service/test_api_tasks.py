@@ -14,6 +14,7 @@ import pytest
 
 from masks_store import MaskInfo, Registered, RegistryLocked, Store, read_artifact, write_artifact
 from masks_store.files import Files
+from service.api.files import FileBody
 
 from .. import zoo
 from .web import ADMIN, JSON, PNG, Web, new_task, picture, probed, problem, running
@@ -345,6 +346,25 @@ async def test_a_large_artifact_is_sent_in_pieces_and_is_never_whole_in_memory(
     got = await web.client.get("/tasks/cars/versions/stable/artifact", headers=ADMIN)
     assert got.content == artifact
     assert got.headers["Content-Disposition"].startswith('attachment; filename="cars-')
+
+
+async def test_nothing_more_is_read_of_an_artifact_whose_caller_has_gone(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    path.write_bytes(bytes(64 << 20))
+    file, sent, gone = path.open("rb"), list[int](), asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(len(message.get("body", b"")))
+        gone.set()
+        await asyncio.sleep(0)
+
+    await FileBody(file, 64 << 20, "application/octet-stream", {})({"type": "http"}, receive, send)
+    assert sum(sent) < 16 << 20
+    assert file.closed
 
 
 async def test_the_head_of_an_artifact_is_told_without_reading_it(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:

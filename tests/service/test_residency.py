@@ -308,6 +308,27 @@ def test_a_damaged_file_that_is_registered_again_answers_and_so_does_what_is_bui
     assert replica.engine.shared.claims() == frozenset()
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_what_is_retired_stays_so_when_the_file_under_it_is_mended(store: Store, before: bool) -> None:
+    bad = live.add(store, "bad", "packnet", seed=1)
+    middle = live.add(store, "middle", "packnet", on=bad, seed=2)
+    leaf = live.add(store, "leaf", "linear", on=middle)
+    if before:
+        store.delete_task("middle", retire=True)
+    data = damage(store, bad)
+    replica = Replica(Store.open(store.path))
+    if not before:
+        store.delete_task("middle", retire=True)
+    replica.residency.refresh()
+    store.register(data)
+    replica.residency.refresh()
+    replica.check(bad)
+    replica.check(leaf)
+    with pytest.raises(NotFound, match="retired"):
+        replica.answer(middle)
+    assert replica.residency.counts() == {"loading": 2, "ready": 0, "failed": 0, "retired": 1}
+
+
 def test_a_version_whose_damaged_file_was_never_mended_can_be_deleted(store: Store) -> None:
     bad = live.add(store, "bad", "packnet", share=1.0)
     damage(store, bad)

@@ -126,6 +126,20 @@ def test_a_full_disk_or_a_kill_leaves_no_token_rather_than_half_of_one(
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_file_system_without_hard_links_is_told_with_the_mend(
+    state: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Patched: there is none such here."""
+
+    def none(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", none)
+    with pytest.raises(InvalidInput, match=r"Operation not permitted.*--admin-token-file"):
+        admin_token(Settings(), 8123, state)
+    assert list(token_path("127.0.0.1", 8123, state).parent.iterdir()) == []
+
+
 def test_servers_that_start_at_once_end_with_one_token(state: dict[str, str]) -> None:
     for port in range(8123, 8143):
         together = threading.Barrier(8)
