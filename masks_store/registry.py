@@ -6,6 +6,8 @@ store; writers take turns (`BEGIN IMMEDIATE`), each for one short transaction th
 An open connection follows its file, not the file's name: where the store was moved away and another put in its place,
 it would go on in the one that nobody finds any more. So every transaction looks whether the name still leads to the
 file that was opened, and a registry whose events end before one that was seen here is another one as well.
+
+Where nothing may be written beside the file it is only read (unlocked.py).
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, insert, select
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, exc, insert, select
 
+from . import unlocked
 from .errors import (
     InvalidInput,
     OutOfCapacity,
@@ -182,6 +185,9 @@ class Registry:
                 connection.invalidate()  # it may be the other file's
                 raise
             yield Transaction(connection)
+            raw = connection.connection.dbapi_connection
+            if isinstance(raw, unlocked.Unlocked):
+                raw.require_unchanged(self._file)
 
     def _require_same(self) -> None:
         if self._seen.restored or self._seen.opened not in (None, _identity(self._file)):
@@ -197,7 +203,7 @@ class Registry:
     def _connect(self, *, writes: bool) -> Connection:
         engine = self._engine
         if engine is None or self._pid != os.getpid():  # SQLite's connections must not cross a fork
-            engine = _engine(self.path, self._busy_seconds)
+            engine = _engine(self._file, self._busy_seconds)
             self._engine, self._pid = engine, os.getpid()
             weakref.finalize(self, _dispose, engine, self._pid)
         return engine.connect().execution_options(**{_WRITES: writes})
@@ -216,7 +222,10 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 def _engine(path: Path, busy_seconds: float) -> Engine:
     url = URL.create("sqlite", database=str(path))
-    engine = create_engine(url, connect_args={"timeout": busy_seconds}, max_overflow=-1, pool_size=4)
+    if unlocked.is_needed(path):
+        engine = create_engine(url, creator=lambda: unlocked.connect(path, busy_seconds), poolclass=NullPool)
+    else:
+        engine = create_engine(url, connect_args={"timeout": busy_seconds}, max_overflow=-1, pool_size=4)
     event.listen(engine, "connect", _prepare)
     event.listen(engine, "begin", _begin)
     return engine

@@ -66,6 +66,7 @@ class Probes:
         self._run = run
         self._dtypes = dtypes
         self._fresh: dict[tuple[str, str], list[str]] = {}  # (version, dtype) -> faults, of versions being registered
+        self._unkept = ""
 
     def recall(self) -> None:
         """Settle what was probed on this engine build and device before; one query a dtype, however many versions."""
@@ -168,8 +169,11 @@ class Probes:
                 return ["its probe cannot be run"]
         try:
             self._store.record_probe(*key, not faults, "; ".join(faults))
+            self._unkept = ""
         except TaskpackError as error:
-            log.warning("the result of a probe cannot be kept: %s", error)
+            if str(error) != self._unkept:  # once, not for every version of a store that may only be read
+                self._unkept = str(error)
+                log.warning("the results of probes cannot be kept: %s", error)
         return faults
 
     def _probe(self, record: Record, dtype: str) -> list[str]:

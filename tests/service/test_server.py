@@ -25,6 +25,7 @@ from masks_store import InvalidInput, Store
 from service.edge.protocol import PIPELINED
 from service.engine import Engine
 from service.server import AddressInUse, listen, url_of
+from tests.read_only import mounted
 
 from .sockets import Live, live
 from .web import ADMIN, PNG, new_task, picture
@@ -670,3 +671,34 @@ serve(create_app(settings, opened, admin_token="x" * 40), settings, listen("127.
     apart, left = map(int, found.stdout.split())
     assert apart > 50 * left
     assert "leaked" not in found.stderr  # what libraries say where it is still apart at the end
+
+
+def test_a_store_on_a_read_only_mount_is_served_and_followed(store: Store, tmp_path: Path) -> None:
+    environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state"), "OMP_NUM_THREADS": "1"}
+    environment["TASKPACK_ADMIN_TOKEN"] = "t" * 40
+    store.register(new_task(store, "owls"))
+    store.close()
+    words = [sys.executable, "-m", "taskpack", "serve", store.path, "--port", "0", "--workers", "1"]
+    command = mounted(store.path, *words)
+    log = tmp_path / "log"
+    with log.open("wb") as errors, subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=errors, cwd=Path(taskpack.__file__).parent
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        url = re.search(rb"http://127\.0\.0\.1:(\d+)", process.stdout.readline())
+        assert url is not None, log.read_text()
+        base = url[0].decode()
+
+        def asked(task: str) -> int:
+            return httpx.post(f"{base}/predict?task={task}", content=picture(), headers=PNG, timeout=30).status_code
+
+        assert (asked("birds"), asked("owls")) == (200, 200)
+        admin = {"Authorization": "Bearer " + "t" * 40}
+        refused = httpx.delete(f"{base}/tasks/owls", headers=admin, timeout=30)
+        assert (refused.status_code, asked("owls")) == (503, 200)
+        store.delete_task("owls")
+        _wait(lambda: asked("owls") == 404)
+        assert asked("birds") == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    assert log.read_text().count("probes cannot be kept") == 1

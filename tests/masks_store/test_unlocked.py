@@ -1,0 +1,108 @@
+"""A registry beside which nothing may be written: read all the same, and never wrongly."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from masks_store import RegistryLocked, StoreUnwritable, unlocked
+from masks_store.registry import Registry
+from tests.read_only import mounted
+
+from .stores import artifact, new_store, same_logits
+
+
+@pytest.fixture
+def writing(tmp_path: Path) -> Registry:
+    """The registry as somebody else has it open."""
+    made = Registry(tmp_path / "registry.sqlite3")
+    made.create()
+    log(made, "first")
+    made.close()
+    return made
+
+
+@pytest.fixture
+def reading(writing: Registry, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """The same registry where nothing may be written beside it."""
+    monkeypatch.setattr(unlocked, "is_needed", lambda path: True)
+    registry = Registry(writing.path)
+    registry.check()
+    monkeypatch.undo()
+    return registry
+
+
+def log(registry: Registry, actor: str) -> None:
+    with registry.write() as transaction:
+        transaction.log(actor, "label", None, None)
+
+
+def actors(registry: Registry) -> list[str]:
+    with registry.read() as transaction:
+        return [event.actor for event in transaction.events(0, 100)]
+
+
+def test_it_is_read_and_no_file_is_made_beside_it(reading: Registry):
+    assert actors(reading) == ["first"]
+    assert reading.faults() == []
+    assert [path.name for path in reading.path.parent.iterdir()] == ["registry.sqlite3"]
+
+
+def test_what_others_commit_is_seen_while_they_have_it_open_and_after(reading: Registry, writing: Registry):
+    log(writing, "second")
+    assert Path(f"{writing.path}-wal").exists()
+    assert actors(reading) == ["first", "second"]
+    writing.close()
+    assert not Path(f"{writing.path}-wal").exists()
+    assert actors(reading) == ["first", "second"]
+    assert reading.last_event() == 2
+
+
+def test_a_reading_during_which_the_file_was_written_is_told_and_not_trusted(reading: Registry, writing: Registry):
+    def read_while_others_write() -> None:
+        with reading.read() as transaction:
+            transaction.events(0, 100)
+            log(writing, "second")
+            writing.close()  # only now does the file itself change
+
+    with pytest.raises(RegistryLocked, match="changed while it was read; try again"):
+        read_while_others_write()
+    assert actors(reading) == ["first", "second"]
+
+
+@pytest.mark.parametrize("open_elsewhere", [False, True])
+def test_nothing_can_be_written(reading: Registry, writing: Registry, open_elsewhere: bool):
+    if open_elsewhere:
+        log(writing, "first")
+    before = actors(reading)
+    with pytest.raises(StoreUnwritable, match="cannot be opened for writing"):
+        log(reading, "second")
+    assert actors(reading) == before
+
+
+def test_a_store_on_a_read_only_mount_is_listed_and_verified_and_refuses_changes(tmp_path: Path):
+    store = new_store(tmp_path / "store")
+    store.register(artifact(store, "birds"), prober=same_logits)
+    store.close()
+    before = files(store.path)
+
+    def typed(*words: str) -> subprocess.CompletedProcess[str]:
+        command = mounted(store.path, sys.executable, "-m", "taskpack", *words)
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+    listed, shown = typed("ls", str(store.path)), typed("show", str(store.path), "birds")
+    assert (listed.returncode, shown.returncode) == (0, 0), listed.stderr + shown.stderr
+    assert "birds" in listed.stdout
+    assert typed("export", str(store.path), "birds", "-o", str(tmp_path / "birds")).returncode == 0
+    removed = typed("rm", str(store.path), "birds")
+    assert removed.returncode == 1
+    assert "cannot be opened for writing" in removed.stderr
+    assert "Traceback" not in removed.stderr
+    assert files(store.path) == before
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
