@@ -1,8 +1,8 @@
 """Reading the registry where nothing may be written beside it: a read-only mount, or no permission.
 
-SQLite keeps the locks of a file in WAL mode in a file beside it, and opens none that has no such file and can get none.
-While somebody has the registry open elsewhere these files are there, and it is read as always. Else nobody writes it: it
-is read without locks, and who began to write meanwhile is noticed at the end of the reading.
+SQLite locks a file in WAL mode by another beside it, and refuses to read where it cannot make that. While somebody has
+the registry open elsewhere it is there, and the registry is read as always. Else nobody writes it: it is read without
+locks, and what was written meanwhile is noticed at the end of the reading.
 """
 
 from __future__ import annotations
