@@ -28,8 +28,9 @@ from masks_store import (
 )
 
 from .engine import Draining, Engine, Logits, Sight
+from .lineages import folds, in_pool, load_pooled, load_units
 from .memory import trim
-from .residency import Record, Residency, folds, in_pool, load_pooled, load_units
+from .residency import Record, Residency
 from .workers import Work
 
 log = logging.getLogger("taskpack.service")
@@ -177,7 +178,7 @@ class Probes:
         return faults
 
     def _probe(self, record: Record, dtype: str) -> list[str]:
-        artifact = self._residency.read(record.version)
+        artifact = self._residency.artifacts.read(record.version)
         pictures = unpack_images(artifact.tensors["probe.images"], self._store.backbone.manifest.image_size)
         work = Work(record.sight, dtype, pictures, self._residency.load(record, dtype))
         return _compare(artifact, torch.from_numpy(self._run(work)), dtype)
@@ -232,8 +233,8 @@ class Checker:
             if not claims_read:
                 self._read_claims()
                 claims_read = True
-            if self._residency.reads != reads and time.monotonic() - trimmed > TRIM_S:
-                reads, trimmed = self._residency.reads, time.monotonic()
+            if self._residency.artifacts.reads != reads and time.monotonic() - trimmed > TRIM_S:
+                reads, trimmed = self._residency.artifacts.reads, time.monotonic()
                 trim()
             self._woken.wait(0.0 if self._stopped else CHECK_S)
 

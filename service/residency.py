@@ -11,15 +11,14 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
 
 from masks_store import (
     Artifact,
-    Backbone,
     FormatError,
     NotFound,
     Recent,
@@ -27,24 +26,19 @@ from masks_store import (
     Store,
     TaskManifest,
     TaskpackError,
-    View,
     claimed_values,
-    cut_view,
     decode_claim,
     decode_selection,
     overlay_of,
-    read_artifact,
-    reread_artifact,
-    selection_of,
-    view_of,
 )
 
 from .engine import DeviceOverlay, Engine, Sight, VersionFailed
+from .host_artifacts import HostArtifacts
+from .lineages import folds, load_units
 
 log = logging.getLogger("taskpack.service")
 
 Status = Literal["loading", "ready", "failed", "retired"]
-KEPT_KINDS = ("norm/", "bias/", "adapter/", "head.")
 
 
 @dataclass(eq=False)
@@ -98,20 +92,20 @@ class Residency:
         engine: holds the pool.
         host_bytes: memory for coded artifacts.
         overlay_bytes: memory for tasks on the device, beyond those that requests are using.
+
+    Attributes:
+        artifacts: what it reads.
     """
 
     def __init__(self, store: Store, engine: Engine, *, host_bytes: int, overlay_bytes: int) -> None:
         self._store = store
         self._engine = engine
-        self._artifacts: Recent[Artifact] = Recent(host_bytes)
+        self.artifacts = HostArtifacts(store, host_bytes)
         self._overlays: Recent[DeviceOverlay] = Recent(overlay_bytes)
         # alive in overlays:
         self._shown: weakref.WeakValueDictionary[tuple[str, str], Tensor] = weakref.WeakValueDictionary()
         self._records: dict[str, Record] = {}
         self._leaving: dict[str, Record] = {}  # deleted, and still in the pool
-        self._sound: set[str] = set()  # versions whose files were found sound here: their bytes cannot change
-        self.reads = 0
-        """Files read so far, each of which leaves freed memory behind."""
         self._seen = 0
         self._lock = threading.Lock()
         self._applying = threading.Lock()
@@ -169,7 +163,7 @@ class Residency:
             self._again(known)
             return
         try:
-            manifest = self.read(version).manifest
+            manifest = self.artifacts.read(version).manifest
         except NotFound:
             return  # deleted since, and its blob is gone: nothing can ask for it
         except TaskpackError as error:
@@ -250,11 +244,11 @@ class Residency:
             raise VersionFailed(record.version, f"it is built on {missing}, which cannot be loaded")
         if record.placed:
             return
-        artifact = self.read(record.version)
+        artifact = self.artifacts.read(record.version)
         if record.claims:
             self._claim(record, artifact)
         record.placed = True
-        self._keep(artifact)
+        self.artifacts.keep(artifact)
 
     def _claim(self, record: Record, artifact: Artifact) -> None:
         claim = self._store.known_claim(record.version)  # of the registration that this is the outcome of
@@ -278,7 +272,7 @@ class Residency:
                 del self._leaving[record.version]
         for record in free:
             self._forget_tensors(record.version)
-            self._sound.discard(record.version)
+            self.artifacts.forget(record.version)
             if record.claims:
                 self._engine.release(record.version)
 
@@ -407,7 +401,7 @@ class Residency:
             found = self._load(record, dtype)
             self._overlays.put((record.version, dtype), found, found.size, self._part(record, dtype, found))
             if self._engine.device.type == "cpu":
-                self._artifacts.drop(record.version)  # it lies in the same memory now, ready for use
+                self.artifacts.drop(record.version)  # it lies in the same memory now, ready for use
         return found
 
     def _part(self, record: Record, dtype: str, task: DeviceOverlay) -> tuple[Hashable, int] | None:
@@ -418,9 +412,9 @@ class Residency:
 
     def _load(self, record: Record, dtype: str) -> DeviceOverlay:
         if record.units:
-            lineage = [self.read(held.version) for held in record.lineage]
+            lineage = [self.artifacts.read(held.version) for held in record.lineage]
             return load_units(self._engine, self._store.backbone, lineage, dtype)
-        lineage = [self._artifact(held.version) for held in record.lineage]
+        lineage = [self.artifacts.get(held.version) for held in record.lineage]
         shown = self._shown_to(record, dtype)
         return self._engine.load(record.version, overlay_of(lineage), dtype, folds=folds(lineage), shown=shown)
 
@@ -434,89 +428,13 @@ class Residency:
             selection: Selection = {}
             if chooser.selects:
                 above = [self._engine.shared.claim_of(held.version) for held in chooser.lineage[:-1] if held.claims]
-                selection = decode_selection(self._artifact(chooser.version), self._store.backbone, above)
+                selection = decode_selection(self.artifacts.get(chooser.version), self._store.backbone, above)
             made = self._engine.shared.shown(dtype, record.sight.claims, selection)
             found = self._shown.setdefault((chooser.version, dtype), made)  # another thread may have been faster
         return found
 
-    def _artifact(self, version: str) -> Artifact:
-        found = self._artifacts.get(version)
-        return found if found is not None else self._keep(self._read_again(version))
-
-    def _keep(self, artifact: Artifact) -> Artifact:
-        """Keep what is needed again of an artifact: not its claim, which is in the pool, nor its probe."""
-        selections = artifact.manifest.selections
-        tensors = {n: t.clone() for n, t in artifact.tensors.items() if n.startswith(KEPT_KINDS) or n in selections}
-        small = replace(artifact, tensors=tensors)
-        self._artifacts.put(artifact.version, small, sum(t.nbytes for t in tensors.values()))
-        return small
-
-    def read(self, version: str) -> Artifact:
-        """A version's whole artifact, read and checked anew.
-
-        Raises:
-            NotFound: the store never had it.
-            StoreCorrupt, FormatError: its file is damaged.
-        """
-        self.reads += 1
-        artifact = read_artifact(self._store.artifact_bytes(version), version)
-        self._sound.add(version)
-        return artifact
-
-    def _read_again(self, version: str) -> Artifact:
-        """`read`, without checking anew what was found sound here: only that the bytes are still those."""
-        if version not in self._sound:
-            return self.read(version)
-        self.reads += 1
-        return reread_artifact(self._store.artifact_bytes(version), version)
-
     def _forget_tensors(self, version: str) -> None:
-        self._artifacts.drop(version)
+        self.artifacts.drop(version)
         for dtype in ("fp32", "bf16"):
             self._overlays.drop((version, dtype))
         self._engine.slots.drop(version)
-
-
-def load_units(
-    engine: Engine, backbone: Backbone, lineage: Sequence[Artifact], dtype: str, view: View | None = None
-) -> DeviceOverlay:
-    """Bring a task with units to the device: the smaller dense network of its units, cut out of the shared one.
-
-    Args:
-        engine, backbone: see the module.
-        lineage: root first, the task itself last.
-        dtype: to compute in.
-        view: the task's, where it is at hand.
-    """
-    small = cut_view(backbone, view or view_of(backbone, lineage))
-    return engine.load(small.version, small.overlay, dtype, folds=folds(lineage), weights=small.weights)
-
-
-def load_pooled(engine: Engine, backbone: Backbone, lineage: Sequence[Artifact], dtype: str) -> DeviceOverlay:
-    """Bring a task to the device whose lineage's claims are all in the engine's pool."""
-    shown = None
-    if any(artifact.manifest.masks for artifact in lineage):
-        claims = [artifact.version for artifact in lineage if artifact.manifest.claims]
-        shown = engine.shared.shown(dtype, claims, selection_of(backbone, lineage))
-    return engine.load(lineage[-1].version, overlay_of(lineage), dtype, folds=folds(lineage), shown=shown)
-
-
-def folds(lineage: Sequence[Artifact]) -> bool:
-    """Whether a task's norm goes into its view: not where it brings one to weights that others chose.
-
-    Many such tasks share those weights, and so one forward. Where an adapter stands between, its own or an
-    ancestor's, the norm goes into that.
-    """
-    if any(artifact.of_kind("adapter") for artifact in lineage):
-        return False
-    for artifact in reversed(lineage):
-        if artifact.manifest.masks:
-            return True
-        if any(name.startswith("norm/") for name in artifact.tensors):
-            return False
-    return True
-
-
-def in_pool(engine: Engine, lineage: Sequence[Artifact]) -> bool:
-    """Whether all claims of a lineage are in the engine's pool."""
-    return {artifact.version for artifact in lineage if artifact.manifest.claims} <= engine.shared.claims()

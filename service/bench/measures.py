@@ -118,7 +118,7 @@ class _Stand:
 
     def faults(self, entrant: _Entrant) -> list[str]:
         """What is wrong with a task's self-test on this engine."""
-        artifact = self.residency.read(entrant.version.version)
+        artifact = self.residency.artifacts.read(entrant.version.version)
         pictures = unpack_images(artifact.tensors["probe.images"], self.store.backbone.manifest.image_size)
         (got,) = self.engine.run(entrant.record.sight, self.dtype, [pictures], [self.task(entrant)])
         return probe_faults(artifact.tensors["probe.logits"], torch.from_numpy(got), self.dtype)

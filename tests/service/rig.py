@@ -25,7 +25,7 @@ from masks_store import (
 )
 from service.engine import DeviceOverlay, Engine, Kernels, Logits, Pictures, Sight
 from service.engine.ways import Ways
-from service.residency import load_pooled, load_units
+from service.lineages import load_pooled, load_units
 
 from .. import zoo
 

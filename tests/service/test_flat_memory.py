@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service.residency import load_pooled, load_units
+from service.lineages import load_pooled, load_units
 
 from .. import zoo
 from . import rig

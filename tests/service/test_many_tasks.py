@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, event
 
-import service.residency
+import service.host_artifacts
 from masks_store import Artifact, Store, StoreCorrupt, read_artifact, reread_artifact
 from service.api import describe, tasks
 from service.serving import Serving
@@ -140,7 +140,7 @@ def test_a_file_that_was_found_sound_is_not_checked_again_when_it_is_read_again(
         checked.append(where)
         return read_artifact(data, where)
 
-    monkeypatch.setattr(service.residency, "read_artifact", counted)
+    monkeypatch.setattr(service.host_artifacts, "read_artifact", counted)
     replica = Replica(many, host_bytes=0)
     version = many.versions()[0].version
     before = replica.answer(version)
@@ -178,7 +178,7 @@ def test_a_loaded_task_lies_in_a_cpu_s_memory_once(many: Store) -> None:
     child = live.add(many, "child", "linear", on=version, seed=20)
     replica = Replica(many)
     replica.check(version)
-    assert replica.residency._artifacts.size == 0
+    assert replica.residency.artifacts._kept.size == 0
     replica.check(child)
     replica.check(version)
 

@@ -29,7 +29,7 @@ from masks_store import (
 from service.engine import DeviceOverlay, Engine, Kernels, Logits, Pictures
 from service.engine.behind import Mix
 from service.engine.places import Place
-from service.residency import folds, load_pooled
+from service.lineages import folds, load_pooled
 
 from .. import zoo
 from ..processor import HAS_BF16

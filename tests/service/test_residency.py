@@ -299,12 +299,12 @@ def test_a_damaged_file_that_is_registered_again_answers_and_so_does_what_is_bui
     replica.residency.refresh()
     for version in (bad, child, taker):
         replica.check(version)
-    assert replica.residency._sound == {bad, child, taker}
+    assert replica.residency.artifacts._sound == {bad, child, taker}
     assert replica.residency.counts() == {"loading": 3, "ready": 0, "failed": 0, "retired": 0}, "to be probed"
     for task in ("taker", "child", "bad"):
         forget(store, task)
     replica.residency.refresh()
-    assert replica.residency._sound == set(), "nothing stays of what went"
+    assert replica.residency.artifacts._sound == set(), "nothing stays of what went"
     assert replica.engine.shared.claims() == frozenset()
 
 
