@@ -372,6 +372,8 @@ def summary(report: Report) -> Iterator[str]:
     yield f"accuracy: {validation}, {test}; {report.bytes:,} bytes; {report.seconds:.0f} s"
     if report.version is None:
         return
+    if report.hidden is not None:
+        yield f"hides {report.hidden:,} of the weights that it is built on"
     yield f"earlier tasks changed: {report.changed_bits} bits ({report.compared} compared)"
     if report.trials:
         tried = ", ".join(f"{trial.share:g} costs {100 * trial.drop:+.1f}" for trial in report.trials)

@@ -31,6 +31,7 @@ class Report:
         trials: what `--prune auto` tried, in that order; empty for a given share.
         presentations: training pictures shown, over all epochs of all phases and trials.
         claimed: shared weights that the version owns.
+        hidden: shared weights of its lineage that its bitmask hides from it; None where it has none.
         free, total: shared weights that nobody owns now, and all.
         tasks_left: further tasks that find enough, at `prune`, at `equal:T`, or each taking as many units of every
             layer as this one; None for a method that takes none.
@@ -76,6 +77,7 @@ class Report:
     warnings: tuple[str, ...] = ()
     units: tuple[UnitUse, ...] = ()
     scan: tuple[Candidate, ...] = ()
+    hidden: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The report as JSON types."""
@@ -83,7 +85,7 @@ class Report:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """Read what `as_json` gave; `cpu_seconds` is 0 and `scan` empty where a version wrote it that kept neither."""
+        """Read what `as_json` gave; what a version did not keep yet is 0, empty or None."""
         typed: dict[str, Any] = {"cpu_seconds": 0.0, **fields}
         typed |= {name: tuple(fields[name]) for name in ("labels", "warnings")}
         typed["trials"] = tuple(Trial(**trial) for trial in fields["trials"])

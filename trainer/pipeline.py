@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from lightning_fabric import Fabric
 
-from masks_store import Artifact, InvalidInput, Registered, Store, decode_claim, write_file
+from masks_store import Artifact, InvalidInput, Registered, Store, decode_claim, decode_selection, write_file
 
 from .batches import batch_sizes
 from .board import Board
@@ -46,6 +46,7 @@ from .prune import DEFAULT_PRUNE, chosen_share, too_small_for_auto
 from .ranks import OutOfStep, by_first, jointly, largest, process_count, require_equal, shared_end, told_once
 from .results import Row
 from .runs import RunFolder, drop_superseded, last_checkpoint, new_run, open_run
+from .selecting import too_few_steps
 from .sources import open_source
 from .sparsify import kept_of
 from .standalone import Standalone, standalone
@@ -241,6 +242,8 @@ def prepare(
     if slow := slow_precision(settings.precision, device):
         warnings.append(slow)
     plan = make_plan(task, settings, ground, choices, data, device, processes)
+    if still := _still_masks(plan, data):
+        warnings.append(still)
     _check_shares(plan, (data, *folds))
     _introduce(store, plan, data, _cost(ground, plan, capacity, choices.takes), reporter)
     if folds:
@@ -248,6 +251,13 @@ def prepare(
     for warning in warnings:
         reporter.warn(warning)
     return Job(method, ground, plan, data, device, capacity, tuple(warnings), folds)
+
+
+def _still_masks(plan: Plan, data: Source) -> str | None:
+    """What is to be said where bitmasks are to be learned in too few steps."""
+    if plan.method != "piggyback" and not plan.pick:
+        return None
+    return too_few_steps(plan.phases[0], len(batch_sizes(len(data.splits["train"]), plan.batch_size)))
 
 
 def _fold_cost(phases: Sequence[Phase], data: Source, folds: Sequence[Source]) -> str:
@@ -410,6 +420,7 @@ def _report(
         warnings=job.warnings,
         units=uses,
         scan=trained.scan if trained else (),
+        hidden=_hidden(job, artifact) if artifact else None,
     )
 
 
@@ -448,6 +459,14 @@ def _claimed(job: Job, artifact: Artifact) -> int:
     """How many shared weights the artifact owns."""
     claim = decode_claim(artifact, job.ground.backbone, job.ground.claims)
     return sum(int(mask.sum()) for mask in claim.values())
+
+
+def _hidden(job: Job, artifact: Artifact) -> int | None:
+    """How many weights of its lineage a bitmask hides."""
+    if not artifact.manifest.selections:
+        return None
+    chosen = decode_selection(artifact, job.ground.backbone, job.ground.claims)
+    return sum(int((job.ground.owned[name] & ~mask).sum()) for name, mask in chosen.items())
 
 
 @contextlib.contextmanager

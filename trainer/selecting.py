@@ -13,9 +13,13 @@ from torch import Tensor, nn
 
 from masks_store import packable
 
+from .phase import Phase, learning_rate
+
 REAL_MASK = "real_mask"
 START, THRESHOLD = 1e-2, 5e-3
 """What every entry of a real-valued mask begins with, and what makes it a 1 (Piggyback, METHODS §4)."""
+SCOPE = 4.0
+"""How many times the way from START to THRESHOLD the learning rates of a phase's steps must add up to."""
 
 
 class _Select(torch.autograd.Function):
@@ -71,3 +75,23 @@ def selected_weights(body: nn.Module) -> dict[str, Tensor]:
 def shown(body: nn.Module) -> dict[str, Tensor]:
     """Name of the masked weight -> bool of its shape on the CPU: where its mask is on."""
     return {name: (mask.detach() > THRESHOLD).cpu().contiguous() for name, mask in real_masks(body).items()}
+
+
+def too_few_steps(phase: Phase, steps: int) -> str | None:
+    """Say so where a phase is too short, or its rate too low, for its masks to hide more than a few weights.
+
+    A step of Adam moves an entry by about the learning rate at most, so the rates of all steps add up to how far it can
+    go, all of them in one direction. (With 2.6 times the way 1 to 235 of ten million weights were hidden.)
+
+    Args:
+        phase: in which masks train.
+        steps: in an epoch.
+    """
+    rates = [learning_rate(phase, epoch, step, steps) for epoch in range(phase.epochs) for step in range(steps)]
+    reach = phase.mask_factor * sum(rates)
+    if reach >= SCOPE * (START - THRESHOLD):
+        return None
+    return (
+        f"its bitmask will hide next to nothing: {len(rates):,} steps move an entry by {reach:.2g} at most, and "
+        f"{START - THRESHOLD:g} in one direction hide a weight; give more --epochs or a higher --lr"
+    )

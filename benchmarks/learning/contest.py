@@ -151,10 +151,13 @@ def epochs_of(run: Path) -> list[dict[str, Any]]:
 
 def choose_rate(
     name: str, sources: Mapping[str, Path], protocol: Protocol, seed: int, folder: Path, tasks: int
-) -> tuple[float, dict[str, float]]:
-    """The learning rate with the best mean validation accuracy, each source trained alone; and the three means.
+) -> tuple[float, dict[str, dict[str, float]]]:
+    """The learning rate with the best mean validation accuracy, each source trained alone; and the accuracies.
 
     A rate under which the loss stops being a number counts as 0.
+
+    Returns:
+        The rate; rate -> task -> validation accuracy.
 
     Raises:
         SystemExit: the variant's first task is of another method, and nothing else would be trained here.
@@ -170,8 +173,9 @@ def choose_rate(
             return 0.0
         return found["val_top1"]
 
-    means = {rate: sum(top1(rate, task) for task in sources) / len(sources) for rate in VARIANTS[name].rates}
-    return max(means, key=means.__getitem__), {f"{rate:g}": mean for rate, mean in means.items()}
+    found = {rate: {task: top1(rate, task) for task in sources} for rate in VARIANTS[name].rates}
+    best = max(found, key=lambda rate: sum(found[rate].values()))
+    return best, {f"{rate:g}": tasks for rate, tasks in found.items()}
 
 
 def compete(

@@ -24,6 +24,7 @@ features tell without training: a nearest class mean and a linear probe (frozen.
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ from typing import Any
 from .contest import choose_rate, mean_difference, same_seed, slug
 from .frozen import WAYS, frozen
 from .joint import train_jointly
-from .ledger import Ledger
+from .ledger import Ledger, differing
 from .packing import Found
 from .photographs import (
     add_pictures,
@@ -69,22 +70,23 @@ CHOICE_SEED = 0
 def rate_of(
     name: str, sources: Mapping[str, Path], protocol: Protocol, work: Path, tasks: int, known: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The learning rate of a variant (`rate`), chosen on validation pictures of these sources by `means`.
+    """The learning rate of a variant (`rate`), chosen on validation pictures of these sources (`tried`) by their mean.
 
     Args:
         name, sources, protocol, tasks: see `contest.choose_rate`.
         work: for ledgers.
         known: `choices` of an earlier result, by variant: one made the same way is taken over.
     """
-    setting = {"protocol": protocol.as_json(), "sources": sorted(sources), "tasks": tasks}
-    rates = [f"{rate:g}" for rate in VARIANTS[name].rates]
-    if name in known and known[name]["setting"] == setting and sorted(known[name]["means"]) == sorted(rates):
+    variant = VARIANTS[name]
+    setting: dict[str, Any] = {"protocol": protocol.as_json(), "sources": sorted(sources), "tasks": tasks}
+    setting |= {"settings": dataclasses.asdict(variant.settings), "rates": list(variant.rates)}
+    if name in known and not differing(known[name]["setting"], setting):
         return known[name]
     ledger = Ledger(work / "rates" / slug(name), setting)
 
     def step() -> dict[str, Any]:
-        rate, means = choose_rate(name, sources, protocol, CHOICE_SEED, ledger.folder, tasks)
-        return {"rate": rate, "means": means}
+        rate, tried = choose_rate(name, sources, protocol, CHOICE_SEED, ledger.folder, tasks)
+        return {"rate": rate, "tried": tried}
 
     return {"setting": setting, **ledger.once("rate", step)}
 
@@ -159,7 +161,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     protocol, work = protocol_of(arguments, pictures=arguments.pictures), arguments.work
     names = arguments.sets[::-1] if arguments.reverse else arguments.sets
     sources = sources_of(arguments.data, names, work / "sources", arguments.per_class, arguments.pictures)
-    few = {name: sources[name] for name in CHOOSE_ON if name in sources} if arguments.choose else {}
+    few: dict[str, Path] = {}
+    if arguments.choose:  # without a test split, which nothing may be chosen by
+        on = [name for name in CHOOSE_ON if name in names]
+        few = sources_of(arguments.data, on, work / "sources", arguments.per_class, arguments.pictures, test=False)
     suffix = "_reversed" if arguments.reverse else ""
     earlier = read(arguments.out / f"eight_domains{suffix}.json")
     joint = earlier.get("joint") or earlier.get("variants", {}).get("joint")

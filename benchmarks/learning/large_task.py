@@ -38,16 +38,13 @@ def shown(result: dict[str, Any]) -> str:
     """A row per variant; the first seed."""
     first = first_runs(result)
     tasks = [task["task"] for task in next(iter(first.values()))]
-    rows = [
-        [
-            name,
-            *(f"{100 * task['test_top1']:.1f}" for task in found),
-            f"{found[-1]['bytes']:,}",
-            f"0 of {found[-1]['compared']} versions" if found[-1]["version"] else "in no store",
-        ]
-        for name, found in first.items()
-    ]
-    return table(["", *(f"{task}, test %" for task in tasks), "bytes of the last", "bits changed by it in"], rows)
+    rows: list[list[str]] = []
+    for name, found in first.items():
+        last = found[-1]
+        changed = f"{last['changed_bits']}, {last['compared']} versions compared"
+        tops = [f"{100 * task['test_top1']:.1f}" for task in found]
+        rows.append([name, *tops, f"{last['bytes']:,}", changed if last["version"] else "in no store"])
+    return table(["", *(f"{task}, test %" for task in tasks), "bytes of the last", "bits changed by it"], rows)
 
 
 if __name__ == "__main__":

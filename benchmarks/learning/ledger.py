@@ -34,6 +34,8 @@ class Ledger:
             if other:
                 raise SystemExit(f"{folder} holds a run with another {', '.join(other)}; give --work another folder")
             self._found = kept["found"]
+        else:
+            self._keep()  # before the first step, which may be killed when it has left something in the folder
 
     def __contains__(self, name: str) -> bool:
         """Whether a step has been taken."""
@@ -43,8 +45,11 @@ class Ledger:
         """What a step found: now, or when it was taken."""
         if name not in self._found:
             self._found[name] = step()
-            write(self._path, {"setting": self._setting, "found": self._found})
+            self._keep()
         return self._found[name]
+
+    def _keep(self) -> None:
+        write(self._path, {"setting": self._setting, "found": self._found})
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

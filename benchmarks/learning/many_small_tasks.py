@@ -61,7 +61,7 @@ def shown(result: dict[str, Any]) -> str:
         for name in result["counts"]:
             rows.append([variant, *_row(name, [one for one in tasks if one["task"].startswith(f"{name}-")])])
         rows.append([variant, *_row("all", tasks)])
-    head = ["", "set", "tasks", "test accuracy, % (least to most)", "bytes a task", "seconds a task", "bits changed in"]
+    head = ["", "set", "tasks", "test accuracy, % (least to most)", "bytes a task", "seconds a task", "bits changed"]
     return table(head, rows)
 
 
@@ -73,7 +73,7 @@ def _row(name: str, tasks: Sequence[Found]) -> list[str]:
         f"{statistics.mean(tops):.1f} ({tops[0]:.1f} to {tops[-1]:.1f})",
         f"{statistics.mean(one['bytes'] for one in tasks):,.0f}",
         f"{statistics.mean(one['seconds'] for one in tasks):.0f}",
-        f"0 of {max(one['compared'] for one in tasks)} versions",
+        f"{sum(one['changed_bits'] for one in tasks)}, {max(one['compared'] for one in tasks)} versions compared",
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from masks_store import BackboneFile, Store
 from trainer import Report, Settings
 from trainer.evaluate import evaluate
+from trainer.phase import Phase
 from trainer.pipeline import train
 from trainer.runs import REPORT
 
@@ -125,16 +126,24 @@ def found(report: Report) -> Found:
         "pruning_loss": report.pruning_loss,
         "prune": report.prune,
         "claimed": report.claimed,
+        "hidden": report.hidden,
         "free": report.free,
         "total": report.total,
         "tasks_left": report.tasks_left,
         "bytes": report.bytes,
         "presentations": report.presentations,
+        "phases": [told_of(phase) for phase in report.plan["phases"]],
         "cpu_seconds": round(report.cpu_seconds, 3),
         "units": [
             {"layer": u.layer, "units": u.units, "new": u.new, "reused": u.reused, "free": u.free} for u in report.units
         ],
     }
+
+
+def told_of(phase: Mapping[str, Any]) -> Found:
+    """A phase of a report's plan, without what is as `Phase` has it where nothing else is said."""
+    usual = {field.name: field.default for field in dataclasses.fields(Phase)}
+    return {name: value for name, value in phase.items() if value != usual[name] and value not in ([], ())}
 
 
 def _new_store(where: Path, mnist: Path, arch: str, seed: int, capacity: str) -> Store:

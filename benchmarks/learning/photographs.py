@@ -161,15 +161,24 @@ def run_experiment(
 
 
 def sources_of(
-    data: Path, names: Sequence[str], folder: Path, per_class: int | None, pictures: int | None = None
+    data: Path,
+    names: Sequence[str],
+    folder: Path,
+    per_class: int | None,
+    pictures: int | None = None,
+    *,
+    test: bool = True,
 ) -> dict[str, Path]:
-    """Task name -> its source; one with fewer training pictures, of a class or in all, is written into the folder."""
+    """Task name -> its source; one with fewer training pictures, of a class or in all, is written into the folder.
+
+    Without `test` none has a test split.
+    """
     found: dict[str, Path] = {}
     for name in names:
         found[name] = source = source_of(data, name)
         limits = [limit for limit in (per_class, pictures and per_class_of(source, pictures)) if limit is not None]
-        if limits:
-            found[name] = subset(source, folder, per_class=min(limits))
+        if limits or not test:
+            found[name] = subset(source, folder, per_class=min(limits, default=None), test=test)
     return found
 
 

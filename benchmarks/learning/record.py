@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ LIBRARIES = ("taskpack", "torch", "lightning-fabric", "numpy")
 def environment() -> dict[str, Any]:
     """Command, versions and machine."""
     return {
-        "command": " ".join(["python", "-m", _module(), *_flags()]),
+        "command": shlex.join(["python", "-m", _module(), *_flags()]),
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),

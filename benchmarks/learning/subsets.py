@@ -50,7 +50,14 @@ def _training_sizes(source: Path) -> list[int]:
     return list(Counter(labels).values())
 
 
-def subset(source: Path, folder: Path, classes: Sequence[str] | None = None, *, per_class: int | None = None) -> Path:
+def subset(
+    source: Path,
+    folder: Path,
+    classes: Sequence[str] | None = None,
+    *,
+    per_class: int | None = None,
+    test: bool = True,
+) -> Path:
     """Write a smaller source, or find the one that was written before.
 
     Training pictures of which another split has a copy are left out: of few pictures one copy is too many.
@@ -60,18 +67,19 @@ def subset(source: Path, folder: Path, classes: Sequence[str] | None = None, *, 
         folder: where it goes; made where it is missing.
         classes: that stay; None: all.
         per_class: so many training pictures of each stay, drawn with seed 0; None: all. Others than `train` stay whole.
+        test: whether the test split is written; training pictures of which it has a copy are left out in any case.
 
     Returns:
         The file; its name says what it was cut from and how.
     """
     chosen = list(classes if classes is not None else classes_of(source))
-    told = json.dumps([source.name, source.stat().st_size, chosen, per_class])
+    told = json.dumps([source.name, source.stat().st_size, chosen, per_class, *([] if test else ["no test"])])
     out = folder / f"{source.stem}-{hashlib.sha256(told.encode()).hexdigest()[:12]}{source.suffix}"
     if not out.exists():
         folder.mkdir(parents=True, exist_ok=True)
         temporary = out.with_name(f".{os.getpid()}-{out.name}")
         write = _subset_npz if source.suffix == ".npz" else _subset_zip
-        write(source, temporary, chosen, per_class)
+        write(source, temporary, chosen, per_class, SPLITS if test else SPLITS[:2])
         temporary.replace(out)
     return out
 
@@ -87,7 +95,7 @@ def _drawn(count: int, per_class: int | None) -> list[int]:
     return sorted(order[:per_class].tolist())
 
 
-def _subset_zip(source: Path, out: Path, classes: list[str], per_class: int | None) -> None:
+def _subset_zip(source: Path, out: Path, classes: list[str], per_class: int | None, splits: Sequence[str]) -> None:
     with zipfile.ZipFile(source) as archive, zipfile.ZipFile(out, "w") as smaller:
         groups: dict[tuple[str, str], list[str]] = defaultdict(list)
         for name, (_, split, label, _) in sorted(_parts(archive).items()):
@@ -97,11 +105,11 @@ def _subset_zip(source: Path, out: Path, classes: list[str], per_class: int | No
         for (split, _), names in groups.items():
             for place in _drawn(len(names), per_class if split == "train" else None):
                 data = archive.read(names[place])
-                if split != "train" or data not in held_out:
+                if split in splits and (split != "train" or data not in held_out):
                     smaller.writestr(zipfile.ZipInfo(names[place]), data)
 
 
-def _subset_npz(source: Path, out: Path, classes: list[str], per_class: int | None) -> None:
+def _subset_npz(source: Path, out: Path, classes: list[str], per_class: int | None, splits: Sequence[str]) -> None:
     with np.load(source, allow_pickle=False) as file:
         names = [str(name) for name in file["class_names"]]
         arrays = {"class_names": np.array(classes)}
@@ -115,6 +123,8 @@ def _subset_npz(source: Path, out: Path, classes: list[str], per_class: int | No
                 kept.append([i for i in places if split != "train" or pictures(i) not in held_out])
             chosen = np.array([place for places in kept for place in places], dtype=np.int64)
             held_out |= {pictures(place) for place in chosen.tolist()}
+            if split not in splits:
+                continue
             arrays[f"{split}_labels"] = np.repeat(np.arange(len(kept)), [len(places) for places in kept])
             if f"{split}_images" in file.files:
                 arrays[f"{split}_images"] = file[f"{split}_images"][chosen]

@@ -17,6 +17,7 @@ from sklearn.datasets import load_digits
 
 from benchmarks.learning import (
     cifar_then_tiny,
+    contest,
     eight_domains,
     exhaustion,
     few_images,
@@ -28,6 +29,7 @@ from benchmarks.learning import (
 )
 from benchmarks.learning.contest import mean_difference, run_variant
 from benchmarks.learning.joint import mixed_batches
+from benchmarks.learning.ledger import Ledger
 from benchmarks.learning.photographs import sources_of
 from benchmarks.learning.subsets import classes_of, per_class_of, subset
 from benchmarks.learning.variants import VARIANTS, Protocol, settings_of
@@ -148,6 +150,27 @@ def test_a_training_picture_that_stands_in_the_test_split_too_is_left_out(tmp_pa
     with np.load(subset(tmp_path / "twins.npz", tmp_path / "few")) as few:
         assert few["train_images"].ravel().tolist() == [0, 1, 3]
         assert few["test_images"].ravel().tolist() == [2]
+
+
+def test_a_subset_without_its_test_split_has_the_training_pictures_that_it_has_with_it(data, tmp_path):
+    with zipfile.ZipFile(tmp_path / "twins.zip", "w") as archive:
+        for name, picture in (("train/a/1", b"one"), ("train/a/2", b"two"), ("test/a/3", b"two"), ("val/a/4", b"four")):
+            archive.writestr(f"twins/{name}.jpg", picture)
+    with zipfile.ZipFile(subset(tmp_path / "twins.zip", tmp_path / "few", test=False)) as few:
+        assert sorted(few.namelist()) == ["twins/train/a/1.jpg", "twins/val/a/4.jpg"]
+    signs = data / "omniglot28.npz"
+    with np.load(subset(signs, tmp_path, per_class=4, test=False)) as without, np.load(
+        subset(signs, tmp_path, per_class=4)
+    ) as whole:  # fmt: skip
+        assert set(whole.files) - set(without.files) == {"test_images", "test_labels"}
+        assert np.array_equal(without["train_images"], whole["train_images"])
+
+
+def test_a_ledger_is_of_its_setting_before_its_first_step(tmp_path):
+    Ledger(tmp_path / "work", {"size": 16})
+    Ledger(tmp_path / "work", {"size": 16})
+    with pytest.raises(SystemExit, match="holds a run with another size; give --work another folder"):
+        Ledger(tmp_path / "work", {"size": 32})
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -297,9 +320,12 @@ def test_a_learning_rate_is_chosen_on_validation_once_and_kept(data, tmp_path):
     flags = ["--data", str(data), "--work", str(tmp_path / "work"), "--out", str(tmp_path), "--arch", "tinyresnet"]
     flags += ["--weights", "none", "--size", str(SIDE), "--epochs", "1", "--sets", "flowers89", "--choose"]
     found = eight_domains.main([*flags, "--variants", "linear"])
-    means = {float(rate): top1 for rate, top1 in found["choices"]["linear"]["means"].items()}
+    means = {float(rate): tops["flowers89"] for rate, tops in found["choices"]["linear"]["tried"].items()}
     assert len(means) == 3
     assert means[found["variants"]["linear"]["lr"]] == max(means.values())
+    rates = tmp_path / "work" / "rates" / "linear"
+    tried = [json.loads(path.read_text())["found"]["linear flowers89"] for path in rates.glob("*/ledger.json")]
+    assert [run["test_top1"] for run in tried] == [None] * 3, "nothing that was tried for it saw the test split"
     ledger = tmp_path / "work" / "rates" / "linear" / "ledger.json"
     kept = ledger.stat().st_mtime_ns
     again = eight_domains.main([*flags, "--variants", "linear"])["variants"]["linear"]
@@ -308,6 +334,20 @@ def test_a_learning_rate_is_chosen_on_validation_once_and_kept(data, tmp_path):
     elsewhere = ["--work", str(tmp_path / "another machine"), *flags[:2], *flags[4:]]
     assert eight_domains.main([*elsewhere, "--variants", "linear"])["choices"] == found["choices"]
     assert not (tmp_path / "another machine" / "rates").exists(), "chosen once"
+
+
+def test_a_choice_among_other_learning_rates_is_not_taken_over(data, tmp_path, monkeypatch):
+    sources = sources_of(data, ["flowers89"], tmp_path / "sources", None, test=False)
+    protocol = Protocol("tinyresnet", None, SIDE, 1)
+    chosen = eight_domains.rate_of("linear", sources, protocol, tmp_path / "work", 8, {})
+    assert eight_domains.rate_of("linear", sources, protocol, tmp_path / "other", 8, {"linear": chosen}) == chosen
+    other = replace(VARIANTS["linear"], rates=(1e-5, 1e-4, 1e-3))
+    monkeypatch.setattr(eight_domains, "VARIANTS", {**VARIANTS, "linear": other})
+    monkeypatch.setattr(contest, "VARIANTS", {**VARIANTS, "linear": other})
+    with pytest.raises(SystemExit, match="another rates"):
+        eight_domains.rate_of("linear", sources, protocol, tmp_path / "work", 8, {"linear": chosen})
+    again = eight_domains.rate_of("linear", sources, protocol, tmp_path / "other", 8, {"linear": chosen})
+    assert again["tried"].keys() == {"1e-05", "0.0001", "0.001"}
 
 
 def test_learning_rates_are_taken_from_a_result_that_chose_them(data, tmp_path):

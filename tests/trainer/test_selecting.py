@@ -12,9 +12,19 @@ from torch.nn import functional as F
 from masks_store import InvalidInput, norm_modules, packable
 from trainer.freeze import freeze
 from trainer.methods import METHODS
+from trainer.phase import Phase
 from trainer.pipeline import train
 from trainer.plan import make_fabric, seeded
-from trainer.selecting import START, THRESHOLD, add_masks, real_masks, select, selected_weights, shown
+from trainer.selecting import (
+    START,
+    THRESHOLD,
+    add_masks,
+    real_masks,
+    select,
+    selected_weights,
+    shown,
+    too_few_steps,
+)
 from trainer.small_maps import SmallMaps
 from trainer.step import make_gear, train_step
 
@@ -243,6 +253,39 @@ def test_values_beside_picks_are_rounded_before_they_are_measured(ground, source
         claimed = weights[~ground.backbone.kept[name]]
         assert torch.equal(claimed, claimed.bfloat16().float())
         assert exported.artifact.tensors[f"value/{name}"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("fields", [PIGGYBACK, PICK], ids=["piggyback", "pick"])
+def test_a_report_counts_what_a_bitmask_hides(fields, tmp_path, data):
+    with new_store(tmp_path / "store") as store:
+        report = train(store, "shapes", data, quick(**fields))
+        shown_to, kept = store.view(report.version).weights, store.backbone.kept
+        claim = store.claim(report.version)
+        hidden = sum(
+            int((kept[name] & (shown_to[name] == 0) & (store.backbone.tensors[name] != 0)).sum()) for name in kept
+        )
+        assert report.hidden == hidden > 100
+        assert not any(bool((claim[name] & kept[name]).any()) for name in claim)
+        assert train(store, "plain", data, quick(optimizer="adam", lr=5e-2)).hidden is None
+
+
+@pytest.mark.parametrize("fields", [{"method": "piggyback"}, {"pick": True}])
+def test_too_few_steps_for_a_bitmask_are_told_before_they_are_taken(fields, tmp_path, data):
+    with new_store(tmp_path / "store") as store:
+        short = train(store, "shapes", data, quick(epochs=1, dry_run=True, **fields))
+        (warning,) = short.warnings
+        assert "its bitmask will hide next to nothing" in warning
+        assert "0.005 in one direction hide a weight; give more --epochs or a higher --lr" in warning
+        assert train(store, "shapes", data, quick(epochs=1000, dry_run=True, **fields)).warnings == ()
+        assert train(store, "shapes", data, quick(epochs=1, dry_run=True)).warnings == ()
+
+
+def test_what_masks_can_reach_is_the_sum_of_their_learning_rates():
+    """1,000 steps of 2e-5 are four times the way from 1e-2 to 5e-3."""
+    assert too_few_steps(Phase("train", 10, 1e-4, "constant", "adam", mask_factor=0.2), 100) is None
+    text = too_few_steps(Phase("train", 10, 1e-4, "constant", "adam", mask_factor=0.19), 100)
+    assert text is not None
+    assert "1,000 steps move an entry by 0.019 at most" in text
 
 
 def test_a_founding_claim_has_nothing_to_pick_from(source):
