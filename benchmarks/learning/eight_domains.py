@@ -279,6 +279,8 @@ def shown(result: dict[str, Any]) -> str:
         "learning rate",
     ]
     lines = [table(head, rows), ""]
+    if any(len(variant["seeds"]) > 1 for variant in result["variants"].values()):
+        lines += ["Accuracies are means over the seeds; all else is of the first seed alone.", ""]
     lines += [f"{pair}: {_interval(found['mean'])} points" for pair, found in result["differences"].items()]
     lines += [f"{name}: {'the same' if same else 'other'} artifacts in the other order"
               for name, same in result.get("same_versions", {}).items()]  # fmt: skip

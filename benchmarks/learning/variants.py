@@ -66,7 +66,7 @@ _SGD, _ADAM, _OVERLAY = (0.003, 0.01, 0.03), (3e-4, 1e-3, 3e-3), (1e-3, 3e-3, 1e
 
 
 _PICKS = (2e-4, 5e-4, 1e-3)
-"""PackNet that picks, too, trains with Adam; its masks' rate is a fifth of these."""
+"""PackNet that picks, too, trains with Adam; its masks' rate is 0.6 of these."""
 
 
 def _packnet(prune: float | str | None = 0.75, *, chosen_as: str | None = "packnet equal", **others: Any) -> Variant:

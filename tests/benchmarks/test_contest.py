@@ -298,6 +298,8 @@ def test_what_another_machine_found_the_same_way_is_taken_over_and_anything_else
     assert path.read_text() == kept
     more = eight_domains.main([*common, *there, "--epochs", "1", "--variants", "bn", "finetune", "--seeds", "1", "0"])
     assert [run["seed"] for run in more["variants"]["bn"]["seeds"]] == [0, 1]
+    assert "all else is of the first seed alone" in eight_domains.shown(more)
+    assert "all else is of the first seed alone" not in eight_domains.shown(both)
     assert more["variants"]["bn"]["seeds"][0] == both["variants"]["bn"]["seeds"][0]
     assert "milliseconds" in more["variants"]["bn"]["seeds"][1], "timed where it was trained"
     tops = [{run["seed"]: run["tasks"] for run in more["variants"][name]["seeds"]} for name in ("linear", "finetune")]

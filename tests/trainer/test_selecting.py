@@ -315,10 +315,11 @@ def test_piggybacks_own_recipe_has_an_own_norm_and_a_faster_head_than_masks(grou
     assert plan_for(ground, source, quick(**best, norm="shared")).own_norm is False
 
 
-def test_picks_train_at_piggybacks_published_rate_unless_told_otherwise(ground, source):
+def test_picks_train_at_piggybacks_rate_unless_told_otherwise(ground, source):
     train_phase, retrain = plan_for(ground, source, quick(pick=True)).phases
     assert train_phase.optimizer == retrain.optimizer == "adam"
-    assert train_phase.lr * train_phase.mask_factor == pytest.approx(1e-4)
+    (alone,) = plan_for(ground, source, quick(method="piggyback")).phases
+    assert train_phase.lr * train_phase.mask_factor == pytest.approx(alone.lr * alone.mask_factor)
     loop = loop_for(ground, source, quick(pick=True))
     trainable = loop.method.enter(ground, loop.plan, train_phase, loop.network, None)
     gear = make_gear(loop.fabric, loop.network, train_phase, trainable)
