@@ -239,7 +239,7 @@ def test_a_packnet_task_of_its_head_alone_claims_nothing_and_registers(tmp_path,
 
 def test_a_task_that_takes_nothing_is_not_told_of_too_few_free_weights(tmp_path, data):
     with new_store(tmp_path / "whole", keep=1.0) as store:
-        assert train(store, "shapes", data, quick(train_layers="head", pick=True)).warnings == ()
+        assert train(store, "shapes", data, quick(train_layers="head", pick=True, lr=5e-2)).warnings == ()
     with new_store(tmp_path / "half") as store:
         left = train(store, "other", data, quick(dry_run=True)).tasks_left
         assert train(store, "shapes", data, quick(train_layers="head")).tasks_left == left > 1
@@ -266,9 +266,8 @@ def test_a_founding_claim_is_the_same_whether_it_was_to_pick_or_not(source):
 
 
 def test_the_published_recipe_learns_its_picks_at_the_rate_that_piggyback_published(ground):
-    for recipe in ("best", "paper"):
-        train_phase = METHODS["packnet"].choose(ground, quick(pick=True, recipe=recipe)).phases[0]
-        assert train_phase.lr * train_phase.mask_factor == pytest.approx(1e-4)
+    train_phase = METHODS["packnet"].choose(ground, quick(pick=True, recipe="paper")).phases[0]
+    assert train_phase.lr * train_phase.mask_factor == pytest.approx(1e-4)
 
 
 def test_layers_that_cannot_be_taken_are_refused_with_what_to_do(ground, source):
