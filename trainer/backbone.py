@@ -29,11 +29,11 @@ from .ground import Ground
 from .interrupt import Interrupted, stop_requests, stopped
 from .loop import Keeper, Loop
 from .methods.kept import KeptWeights
-from .pipeline import threads
 from .plan import make_fabric, make_plan, seeded
 from .progress import Reporter, Silent
 from .ranks import refuse_processes
 from .runs import last_checkpoint, open_run, remove_runs
+from .threads import threads
 
 
 def init(

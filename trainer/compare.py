@@ -17,12 +17,14 @@ from masks_store import InvalidInput, Preprocess, Store, TaskpackError, normalis
 from .config import TAKEN_BY, TRAINABLE_METHODS, Settings, check_settings, takes
 from .data import Source
 from .interrupt import Interrupted
+from .job import Job, prepare, read_source
 from .metrics import calibration_error, macro_f1, paired_interval
-from .pipeline import Job, Rehearsal, prepare, read_source, rehearse, threads
+from .pipeline import Rehearsal, rehearse
 from .predictions import Predictions
 from .progress import Reporter, Silent
 from .ranks import refuse_processes
 from .runs import keep_comparison
+from .threads import threads
 from .timing import per_image
 
 BATCHES = (1, 32)

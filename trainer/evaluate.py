@@ -12,8 +12,8 @@ from masks_store import InvalidInput, Store, Version
 from .config import Settings, machine_faults, resolve_device
 from .data import Source, load_source
 from .measure import Score, score_view
-from .pipeline import threads as torch_threads
 from .progress import Reporter, Silent
+from .threads import threads as torch_threads
 
 SPLITS = ("train", "val", "test", "all")
 

@@ -14,9 +14,9 @@ from .config import Settings, machine_faults, resolve_device
 from .data import load_source
 from .features import features_of_split, linear_probe, nearest_class_mean
 from .ground import holders_in
-from .pipeline import threads as torch_threads
 from .progress import Reporter, Silent
 from .prune import DEFAULT_PRUNE
+from .threads import threads as torch_threads
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from .prune import Trial
-from .sparsify import Candidate
-from .unit_use import UnitUse
+import torch
+
+from masks_store import Artifact, decode_claim, decode_selection
+
+from .capacity import Capacity
+from .export import Exported
+from .job import Job
+from .loop import Trained
+from .methods.packnet import trials
+from .plan import Plan
+from .prune import DEFAULT_PRUNE, Trial, chosen_share
+from .results import Row
+from .sparsify import Candidate, kept_of
+from .standalone import Standalone
+from .unit_use import UnitUse, unit_use, units_left
 
 
 @dataclass(frozen=True)
@@ -92,3 +105,112 @@ class Report:
         typed["units"] = tuple(UnitUse(**use) for use in fields["units"])
         typed["scan"] = tuple(Candidate(**candidate) for candidate in fields.get("scan", ()))
         return cls(**typed)
+
+
+def report_of(
+    job: Job,
+    seconds: float,
+    *,
+    exported: Exported | Standalone | None = None,
+    trained: Trained | None = None,
+    compared: int = 0,
+    labels: tuple[str, ...] = (),
+    out: str | None = None,
+    run: str | None = None,
+) -> Report:
+    """Put together what a run gave; a dry run without what was trained.
+
+    Args:
+        job: the run; its capacity is that after it, but for a file that was not registered.
+        seconds: of this sitting.
+        exported, trained: what came of it.
+        compared, labels, out, run: see `Report`.
+    """
+    plan, capacity = job.plan, job.capacity
+    rows = trained.rows if trained else ()
+    tried = trials(plan, trained.hits) if trained else []
+    prune = plan.prune if plan.prune != "auto" else chosen_share(tried) if trained else None
+    main = [row.val_top1 for row in trained.rows if row.phase == plan.phases[0].name] if trained else []
+    artifact = exported.artifact if isinstance(exported, Exported) else None
+    claimed = _claimed(job, artifact) if artifact else 0
+    clnp = artifact is not None and artifact.manifest.method == "clnp"
+    uses = unit_use(job.ground.backbone, artifact, job.ground.free) if artifact and clnp else ()
+    if out is not None:  # not registered, so its claim is not taken off yet
+        capacity = Capacity(capacity.free - claimed, capacity.total)
+    return Report(
+        task=plan.task,
+        method=plan.method,
+        parent=plan.parent,
+        version=artifact.version if artifact else None,
+        labels=labels,
+        out=out,
+        val_top1=exported.val.top1 if exported else None,
+        test_top1=exported.test.top1 if exported and exported.test else None,
+        pruning_loss=max(main) - exported.val.top1 if exported and trained and _gave_back(prune, trained) else None,
+        images={name: len(split) for name, split in job.source.splits.items()},
+        bytes=len(exported.data) if exported else None,
+        parts=_parts(artifact.tensors) if artifact else {},
+        prune=prune,
+        trials=tuple(tried),
+        presentations=_presentations(job, rows),
+        claimed=claimed,
+        free=capacity.free,
+        total=capacity.total,
+        tasks_left=units_left(uses) if clnp else _tasks_left(plan, capacity, prune, taken=claimed > 0),
+        changed_bits=0,
+        compared=compared,
+        seconds=seconds,
+        cpu_seconds=trained.cpu_seconds if trained else 0.0,
+        run=run,
+        dry_run=exported is None,
+        plan=plan.as_json(),
+        warnings=job.warnings,
+        units=uses,
+        scan=trained.scan if trained else (),
+        hidden=_hidden(job, artifact) if artifact else None,
+    )
+
+
+def _presentations(job: Job, rows: Sequence[Row]) -> int:
+    """How many training pictures were shown."""
+    folds = {phase.name: phase.fold for phase in job.plan.phases}
+    seen = (job.source if (fold := folds[row.phase]) is None else job.folds[fold - 1] for row in rows if row.epoch > 0)
+    return sum(len(source.splits["train"]) for source in seen)
+
+
+def _parts(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """Kind of tensor -> bytes."""
+    sizes: dict[str, int] = {}
+    for name, tensor in tensors.items():
+        kind = re.split(r"[/.]", name, maxsplit=1)[0]
+        sizes[kind] = sizes.get(kind, 0) + tensor.nbytes
+    return sizes
+
+
+def _tasks_left(plan: Plan, capacity: Capacity, prune: float | None, *, taken: bool) -> int | None:
+    """How many more tasks find enough, at the same share (the default one after a task that takes nothing), or of T."""
+    if plan.turn is not None:
+        turn, tasks = plan.turn
+        return tasks - turn + (not taken)
+    if prune is None:
+        return None
+    return capacity.tasks_left(DEFAULT_PRUNE if plan.train_layers == "head" else prune)
+
+
+def _gave_back(prune: float | None, trained: Trained) -> bool:
+    """Whether a run pruned or gated anything of what it had trained."""
+    return bool(prune) or (bool(trained.scan) and kept_of(trained.scan).units < trained.scan[0].units)
+
+
+def _claimed(job: Job, artifact: Artifact) -> int:
+    """How many shared weights the artifact owns."""
+    claim = decode_claim(artifact, job.ground.backbone, job.ground.claims)
+    return sum(int(mask.sum()) for mask in claim.values())
+
+
+def _hidden(job: Job, artifact: Artifact) -> int | None:
+    """How many weights of its lineage a bitmask hides."""
+    if not artifact.manifest.selections:
+        return None
+    chosen = decode_selection(artifact, job.ground.backbone, job.ground.claims)
+    return sum(int((job.ground.owned[name] & ~mask).sum()) for name, mask in chosen.items())

@@ -414,7 +414,7 @@ def test_a_large_task_after_a_small_one_changes_none_of_its_bits(flags, capsys):
     found = large_task.main([*flags, "--sets", "flowers89", "cifar10", "--variants", "packnet 75"])
     last = found["variants"]["packnet 75"]["seeds"][0]["tasks"][-1]
     assert (last["task"], last["compared"], last["changed_bits"]) == ("cifar10", 1, 0)
-    assert "0 of 1 versions" in capsys.readouterr().out
+    assert "| 0, 1 versions compared |" in capsys.readouterr().out
 
 
 def test_exhaustion_packs_classes_in_their_order_into_a_network_that_keeps_nothing(flags, capsys):

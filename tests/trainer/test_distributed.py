@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from masks_store import InvalidInput, Store, create
+from trainer.job import prepare
 from trainer.measure import predict
-from trainer.pipeline import prepare, train
+from trainer.pipeline import train
 from trainer.progress import Silent
 from trainer.runs import new_run
 

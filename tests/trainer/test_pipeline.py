@@ -25,9 +25,10 @@ from masks_store import (
 )
 from trainer import proof
 from trainer.ground import ground_for
+from trainer.job import prepare
 from trainer.loop import Keeper
 from trainer.methods import METHODS
-from trainer.pipeline import prepare, train
+from trainer.pipeline import train
 from trainer.progress import Silent
 from trainer.runs import new_run, resume_run
 
