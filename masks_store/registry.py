@@ -17,7 +17,7 @@ import sqlite3
 import threading
 import weakref
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -184,10 +184,9 @@ class Registry:
             except StoreReplaced:
                 connection.invalidate()  # it may be the other file's
                 raise
-            yield Transaction(connection)
             raw = connection.connection.dbapi_connection
-            if isinstance(raw, unlocked.Unlocked):
-                raw.require_unchanged(self._file)
+            with raw.whole(self._file) if isinstance(raw, unlocked.Unlocked) else nullcontext():
+                yield Transaction(connection)
 
     def _require_same(self) -> None:
         if self._seen.restored or self._seen.opened not in (None, _identity(self._file)):
@@ -196,6 +195,9 @@ class Registry:
     def _require_after(self, known: int, transaction: Transaction) -> int:
         last = transaction.counter("events")
         if last < known:
+            raw = transaction.connection.connection.dbapi_connection
+            if isinstance(raw, unlocked.Unlocked):
+                raw.require_unchanged(self._file)
             self._seen.restored = True  # for good: its events will come to have these numbers again
             raise StoreReplaced(_REPLACED)
         return last

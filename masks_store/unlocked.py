@@ -1,19 +1,25 @@
 """Reading the registry where nothing may be written beside it: a read-only mount, or no permission.
 
 SQLite locks a file in WAL mode by another beside it, and refuses to read where it cannot make that. While somebody has
-the registry open elsewhere it is there, and the registry is read as always. Else nobody writes it: it is read without
-locks, and what was written meanwhile is noticed at the end of the reading.
+the registry open elsewhere, or was killed while it had, that file is there, and the registry is read as always. Else
+nobody writes it: it is read without locks, and what was written meanwhile is noticed at the end of the reading.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import RegistryLocked
+from .errors import RegistryLocked, StoreUnwritable
 
 Stamp = tuple[int, int, int]
+_CHANGED = "the store's registry was changed while it was read; try again"
+TRIES, PAUSE_S = 20, 0.005
+"""Of opening it, while others open and close it: the files beside it come and go one after the other."""
 
 
 class Unlocked(sqlite3.Connection):
@@ -23,12 +29,23 @@ class Unlocked(sqlite3.Connection):
         stamp: of the file before it was opened.
     """
 
-    stamp: Stamp
+    stamp: Stamp | None
 
     def require_unchanged(self, path: Path) -> None:
         """Raise `RegistryLocked` where the file was written since."""
-        if _stamp(path) != self.stamp:
-            raise RegistryLocked("the store's registry was changed while it was read; try again")
+        if self.stamp is None or _stamp(path) != self.stamp:
+            raise RegistryLocked(_CHANGED)
+
+    @contextmanager
+    def whole(self, path: Path) -> Generator[None]:
+        """A reading, which counts only if the file is what it was: nothing that is found else says anything of it."""
+        try:
+            yield
+        except Exception as error:
+            if _stamp(path) != self.stamp:
+                raise RegistryLocked(_CHANGED) from error
+            raise
+        self.require_unchanged(path)
 
 
 def is_needed(path: Path) -> bool:
@@ -42,7 +59,24 @@ def connect(path: Path, busy_seconds: float) -> sqlite3.Connection:
     Args:
         path: the registry's file, absolute.
         busy_seconds: how long to wait for others, where they have it open.
+
+    Raises:
+        StoreUnwritable: what lies beside the file cannot be read without writing.
     """
+    for _ in range(TRIES):
+        try:
+            return _connect(path, busy_seconds)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CANTOPEN or not path.exists():
+                raise
+            time.sleep(PAUSE_S)
+    raise StoreUnwritable(
+        f"{path} cannot be read here: the process that wrote it last did not finish; run `taskpack ls` once where the "
+        "store can be written"
+    )
+
+
+def _connect(path: Path, busy_seconds: float) -> sqlite3.Connection:
     stamp = _stamp(path)
     alone = not path.with_name(path.name + "-wal").exists()
     connection = sqlite3.connect(
@@ -54,9 +88,17 @@ def connect(path: Path, busy_seconds: float) -> sqlite3.Connection:
     )
     if isinstance(connection, Unlocked):
         connection.stamp = stamp
+    try:
+        connection.execute("PRAGMA schema_version")  # opens the files, which `connect` does not
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
-def _stamp(path: Path) -> Stamp:
-    found = path.stat()
+def _stamp(path: Path) -> Stamp | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
     return found.st_ino, found.st_size, found.st_mtime_ns

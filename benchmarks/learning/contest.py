@@ -16,6 +16,7 @@ import numpy as np
 
 from masks_store import OutOfCapacity, Store
 from trainer import Diverged, Report, Settings, init
+from trainer.methods.packnet import PICK_FACTOR
 from trainer.metrics import calibration_error, macro_f1
 from trainer.predictions import Predictions, from_csv
 from trainer.runs import RESULTS, predictions_file
@@ -91,6 +92,8 @@ def setting_of(
         "settings": dataclasses.asdict(settings_of(variant, protocol, count, rate, seed)),
         "sources": names,
     }
+    if variant.settings.pick:
+        setting["mask_factor"] = PICK_FACTOR  # a default that the settings do not name, and that was another once
     if variant.first is not None:
         later = settings_of(variant, protocol, count, rate, seed, first=names[0])
         setting["later"] = dataclasses.asdict(later)

@@ -52,7 +52,7 @@ def read(path: Path) -> dict[str, Any]:
 def write(path: Path, result: Mapping[str, Any]) -> None:
     """Write a result in place of the last; safe to call after every task of a long run."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(path)
 

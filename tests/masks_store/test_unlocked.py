@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from masks_store import RegistryLocked, StoreUnwritable, unlocked
+from masks_store import RegistryLocked, StoreReplaced, StoreUnwritable, unlocked
 from masks_store.registry import Registry
 from tests.read_only import mounted
 
@@ -73,6 +75,55 @@ def test_a_reading_during_which_the_file_was_written_is_told_and_not_trusted(rea
     assert actors(reading) == ["first", "second"]
 
 
+def test_what_is_found_in_a_file_that_was_written_meanwhile_says_nothing_of_the_store(
+    reading: Registry, writing: Registry
+):
+    def read_on() -> None:
+        with reading.read() as transaction:
+            with writing.write() as other:
+                for _ in range(3_000):
+                    other.log("many", "label", None, None)
+            writing.close()
+            transaction.events(0, 10_000)
+
+    with pytest.raises(RegistryLocked, match="changed while it was read"):
+        read_on()
+    assert len(actors(reading)) == 100, "the first hundred of 3,001"
+
+
+def test_a_file_that_is_taken_away_meanwhile_is_told(reading: Registry):
+    def read_on() -> None:
+        with reading.read() as transaction:
+            reading.path.rename(reading.path.with_name("moved"))
+            transaction.events(0, 100)
+
+    with pytest.raises(RegistryLocked):
+        read_on()
+    with pytest.raises(StoreReplaced):
+        actors(reading)
+
+
+def test_others_may_open_and_close_it_at_any_moment(reading: Registry, writing: Registry):
+    done = threading.Event()
+
+    def come_and_go() -> None:
+        while not done.is_set():
+            log(writing, "other")
+            writing.close()
+
+    other = threading.Thread(target=come_and_go)
+    other.start()
+    read = 0
+    try:
+        while read < 30:
+            with suppress(RegistryLocked):
+                assert actors(reading)[0] == "first"
+                read += 1
+    finally:
+        done.set()
+        other.join()
+
+
 @pytest.mark.parametrize("open_elsewhere", [False, True])
 def test_nothing_can_be_written(reading: Registry, writing: Registry, open_elsewhere: bool):
     if open_elsewhere:
@@ -93,8 +144,8 @@ def test_a_store_on_a_read_only_mount_is_listed_and_verified_and_refuses_changes
         command = mounted(store.path, sys.executable, "-m", "taskpack", *words)
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
-    listed, shown = typed("ls", str(store.path)), typed("show", str(store.path), "birds")
-    assert (listed.returncode, shown.returncode) == (0, 0), listed.stderr + shown.stderr
+    listed, sound = typed("ls", str(store.path)), typed("verify", str(store.path))
+    assert (listed.returncode, sound.returncode) == (0, 0), listed.stderr + sound.stderr
     assert "birds" in listed.stdout
     assert typed("export", str(store.path), "birds", "-o", str(tmp_path / "birds")).returncode == 0
     removed = typed("rm", str(store.path), "birds")
@@ -102,6 +153,9 @@ def test_a_store_on_a_read_only_mount_is_listed_and_verified_and_refuses_changes
     assert "cannot be opened for writing" in removed.stderr
     assert "Traceback" not in removed.stderr
     assert files(store.path) == before
+    store.register(artifact(store, "owls"), prober=same_logits)  # open here from now on
+    assert "owls" in typed("ls", str(store.path)).stdout
+    store.close()
 
 
 def files(folder: Path) -> dict[str, bytes]:

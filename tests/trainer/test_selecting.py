@@ -318,6 +318,7 @@ def test_piggybacks_own_recipe_has_an_own_norm_and_a_faster_head_than_masks(grou
 def test_picks_train_at_piggybacks_rate_unless_told_otherwise(ground, source):
     train_phase, retrain = plan_for(ground, source, quick(pick=True)).phases
     assert train_phase.optimizer == retrain.optimizer == "adam"
+    assert {phase.mask_factor for phase in plan_for(ground, source, quick()).phases} == {1.0}, "no masks, no rate"
     (alone,) = plan_for(ground, source, quick(method="piggyback")).phases
     assert train_phase.lr * train_phase.mask_factor == pytest.approx(alone.lr * alone.mask_factor)
     loop = loop_for(ground, source, quick(pick=True))

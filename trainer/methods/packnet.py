@@ -89,7 +89,7 @@ class PackNet(Method):
             rule = rule.share(turn[0])
         falls: tuple[Schedule, Schedule] = ("half", "constant") if paper else ("cosine", "cosine")
         decay, clip = settings.weight_decay or 0.0, None if paper else 5.0
-        picking = PAPER_PICK_FACTOR if paper else PICK_FACTOR
+        picking = (PAPER_PICK_FACTOR if paper else PICK_FACTOR) if picks else 1.0
         train = Phase(TRAIN, epochs, lr, falls[0], optimizer, weight_decay=decay, clip=clip, mask_factor=picking)
         again = dataclasses.replace(
             train,
