@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -328,14 +329,19 @@ async def test_a_large_artifact_is_sent_in_pieces_and_is_never_whole_in_memory(
     artifact = new_task(web.store, "cars")
     await web.register(artifact)
     monkeypatch.setattr("service.api.files.PIECE", 1000)
-    monkeypatch.setattr(Store, "artifact_bytes", None)
     opened: list[BinaryIO] = []
-    open_artifact = Store.open_artifact
+    read_whole: list[str] = []  # by which thread: the probe's may still read the claims
+    open_artifact, artifact_bytes = Store.open_artifact, Store.artifact_bytes
+
+    def told(self: Store, version: str) -> bytes:
+        read_whole.append(threading.current_thread().name)
+        return artifact_bytes(self, version)
 
     def noted(self: Store, version: str) -> BinaryIO:
         opened.append(open_artifact(self, version))
         return opened[-1]
 
+    monkeypatch.setattr(Store, "artifact_bytes", told)
     monkeypatch.setattr(Store, "open_artifact", noted)
     sizes: list[int] = []
     async with web.client.stream("GET", "/tasks/cars/versions/stable/artifact", headers=ADMIN) as response:
@@ -343,6 +349,7 @@ async def test_a_large_artifact_is_sent_in_pieces_and_is_never_whole_in_memory(
             sizes.append(len(piece))
         assert int(response.headers["Content-Length"]) == sum(sizes) == len(artifact)
     assert [file.closed for file in opened] == [True]
+    assert set(read_whole) <= {"probe"}
     got = await web.client.get("/tasks/cars/versions/stable/artifact", headers=ADMIN)
     assert got.content == artifact
     assert got.headers["Content-Disposition"].startswith('attachment; filename="cars-')
