@@ -24,6 +24,7 @@ from trainer.runs import RESULTS, predictions_file
 from .ledger import Ledger, differing
 from .packing import Found, train_once
 from .record import environment
+from .sizes import size_of
 from .variants import VARIANTS, Protocol, Variant, settings_of
 
 ROUNDS = 2000
@@ -196,7 +197,7 @@ def compete(
 
     Args:
         result: gets `variants`: name -> `lr` and `seeds`, each with its `tasks`, what it was run by (`setting`), and
-            whether it is `whole`. Each task says where it was trained (`ran`).
+            whether it is `whole`, and then what its store took (`size`). Each task says where it was trained (`ran`).
         save: called after every task.
         rates: the variants' names with their learning rates; None: the method's default.
         sources, protocol, tasks: see `run_variant`.
@@ -236,8 +237,9 @@ def compete(
                 save()
                 print(f"{name}, seed {run['seed']}, {task['task']}: test {task['test_top1']:.4f}", flush=True)
 
-            run_variant(name, sources, protocol, rate, seed, folder(name, seed), tasks=tasks, done=done)
-            run["whole"] = True
+            where = folder(name, seed)
+            run_variant(name, sources, protocol, rate, seed, where, tasks=tasks, done=done)
+            run |= {"whole": True, "size": size_of(where / "store")}
             save()
 
 

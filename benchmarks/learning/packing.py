@@ -18,6 +18,7 @@ from trainer.runs import REPORT
 
 from .ledger import Ledger
 from .permuted import Cut, grey_backbone, picture_side, write_tasks
+from .sizes import size_of
 
 Found = dict[str, Any]
 """One task after its run, as a result keeps it (`found`)."""
@@ -29,11 +30,13 @@ class PackedAll:
 
     Attributes:
         packed: in the order in which they were trained.
-        after: test accuracy of each, measured on the store when all are in it.
+        after: test accuracy of each, measured on the store when all are in it; empty of a cut without test pictures.
+        size: what the store took in the end (`sizes.size_of`).
     """
 
     packed: tuple[Found, ...]
     after: tuple[float, ...]
+    size: Found | None
 
 
 def pack(
@@ -74,7 +77,8 @@ def pack(
             packed.append(train_once(ledger, store, source.stem, source, settings))
             both = beside is not None and (beside_first is None or number < beside_first)
             done(packed[-1], train_once(ledger, store, source.stem, source, beside) if both else None)
-        return PackedAll(tuple(packed), tuple(_measure(store, sources)))
+        after = () if cut.test_images == 0 else tuple(_measure(store, sources))
+    return PackedAll(tuple(packed), after, size_of(where))
 
 
 def train_once(

@@ -21,15 +21,17 @@ class Cut:
         tasks: how many permutations.
         train_images: pictures to train on; None: all that validation leaves.
         val_images: pictures taken out of the published training set to choose by.
+        test_images: of the published test set; None: all; 0: no test split, by which nothing may be chosen.
     """
 
     tasks: int = 10
     train_images: int | None = None
     val_images: int = 6000
+    test_images: int | None = None
 
 
 def write_tasks(mnist: Path, folder: Path, seed: int, cut: Cut) -> list[Path]:
-    """Write one source per task: `task01.npz`, … with splits train, val and the published test.
+    """Write one source per task: `task01.npz`, … with splits train, val and, but for a cut without it, the published test.
 
     Validation is drawn once and is the same digits for all tasks, so that no task validates on what another one
     trained on; so is a cut of the training set.
@@ -50,15 +52,11 @@ def write_tasks(mnist: Path, folder: Path, seed: int, cut: Cut) -> list[Path]:
     for number in range(1, cut.tasks + 1):
         pixels = random.permutation(images[0].size)
         path = folder / f"task{number:02d}.npz"
-        np.savez(
-            path,
-            train_images=_permuted(images[train], pixels),
-            train_labels=labels[train],
-            val_images=_permuted(images[val], pixels),
-            val_labels=labels[val],
-            test_images=_permuted(tests, pixels),
-            test_labels=test_labels,
-        )
+        splits = {"train": (images[train], labels[train]), "val": (images[val], labels[val])}
+        if cut.test_images != 0:
+            splits["test"] = (tests[: cut.test_images], test_labels[: cut.test_images])
+        arrays = {f"{split}_images": _permuted(own, pixels) for split, (own, _) in splits.items()}
+        np.savez(path, **arrays, **{f"{split}_labels": own for split, (_, own) in splits.items()})
         paths.append(path)
     return paths
 

@@ -8,16 +8,17 @@ expected    SGD with one head forgets most, then SGD with a head per task; EWC, 
 
 The protocol of permuted_mnist_packnet.py: MLP 2x100, batch 10, Adam 1e-3 along a cosine, clipped at 5, 5 epochs, the
 same validation pictures, permutations and test set, every phase back to its best validation accuracy. `--choose` takes
-the strengths of EWC, SI and LwF from three values each, by the mean validation accuracy of the first seed's first three
-tasks after one epoch of each; without it they are those of `STRENGTHS`. One JSON per method;
-`python -m benchmarks.learning.curves` draws them together with PackNet's.
+the strengths of EWC, SI and LwF from three values each, and from further ones beyond an end as long as that is the best,
+by the mean validation accuracy of the first seed's tasks, all of them, after one epoch of each; without it they are
+those of `STRENGTHS`. One JSON per method; `python -m benchmarks.learning.curves` draws them together with PackNet's.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from .sequence import Learned, learn
 
 ARCH = "mlp-100-100"
 GRIDS = {"ewc": (100.0, 1000.0, 10000.0), "si": (0.1, 1.0, 10.0), "lwf": (0.3, 1.0, 3.0)}
-GRID_TASKS, GRID_EPOCHS = 3, 1
+GRID_EPOCHS = 1
 SETTINGS = Settings(
     method="finetune", optimizer="adam", lr=1e-3, batch_size=10, augment="none", threads=1, device="cpu"
 )
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         strength = STRENGTHS[method] if arguments.strength is None else arguments.strength
         tried: dict[float, float] = {}
         if arguments.choose and method in GRIDS:
-            tried = {value: _short_run(arguments, settings, method, value) for value in GRIDS[method]}
+            tried = climb(GRIDS[method], functools.partial(_short_run, arguments, settings, method))
             strength = max(tried, key=tried.__getitem__)
             print(f"{method}: mean validation accuracy by strength {tried}; {strength:g} from here on", flush=True)
         result: dict[str, Any] = {
@@ -92,12 +93,24 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     return results
 
 
+def climb(grid: tuple[float, float, float], score: Callable[[float], float]) -> dict[float, float]:
+    """What each value scores: those of a grid, and more at the same spacing while the best lies at an end of them."""
+    tried = {value: score(value) for value in grid}
+    while True:
+        values = sorted(tried)
+        best = max(tried, key=tried.__getitem__)
+        if best not in (values[0], values[-1]):
+            return tried
+        beyond = values[0] ** 2 / values[1] if best == values[0] else values[-1] ** 2 / values[-2]
+        beyond = float(f"{beyond:.3g}")
+        tried[beyond] = score(beyond)
+
+
 def _short_run(arguments: argparse.Namespace, settings: Settings, method: str, strength: float) -> float:
-    """Mean validation accuracy of the first seed's first tasks after the last of them."""
-    seed, cut = arguments.seeds[0], cut_of(arguments)
-    short = dataclasses.replace(cut, tasks=min(cut.tasks, GRID_TASKS))
+    """Mean validation accuracy of the first seed's tasks after the last of them; no test split is read."""
+    seed, cut = arguments.seeds[0], dataclasses.replace(cut_of(arguments), test_images=0)
     mine = dataclasses.replace(settings, seed=seed, epochs=GRID_EPOCHS)
-    last = learn(BASELINES[method](strength), mnist_of(arguments), arguments.arch, mine, seed, short)[-1]
+    last = learn(BASELINES[method](strength), mnist_of(arguments), arguments.arch, mine, seed, cut)[-1]
     return sum(last.val_accuracies) / len(last.val_accuracies)
 
 

@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
         mine = dataclasses.replace(settings, seed=seed)
         with workplace(arguments.work, f"{path.stem}-{seed}") as folder:
-            after = pack(
+            all_ = pack(
                 mnist,
                 arguments.arch,
                 mine,
@@ -105,7 +105,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 beside=_alone(mine),
                 beside_first=arguments.alone,
                 done=done,
-            ).after
+            )
+        after, run["size"] = all_.after, all_.size
         alone = [task["alone"]["test_top1"] for task in run["tasks"] if "alone" in task]
         run |= {"after": list(after), "mean": sum(after) / len(after), "mean_alone": sum(alone) / len(alone)}
         run["cpu_seconds"] = round(sum(task["cpu_seconds"] for task in run["tasks"]), 3)
@@ -156,9 +157,9 @@ def _stem(arguments: argparse.Namespace) -> str:
 
 
 def _first_task(arguments: argparse.Namespace, settings: Settings) -> float:
-    """Validation accuracy of task 1 of the first seed."""
+    """Validation accuracy of task 1 of the first seed; its test split is not read."""
     seed = arguments.seeds[0]
-    cut = dataclasses.replace(cut_of(arguments), tasks=1)
+    cut = dataclasses.replace(cut_of(arguments), tasks=1, test_images=0)
     mine = dataclasses.replace(settings, seed=seed)
     with workplace(arguments.work, f"{_stem(arguments)}-l1-{settings.l1:g}-{seed}") as folder:
         (packed,) = pack(mnist_of(arguments), arguments.arch, mine, seed, cut, folder, capacity="units").packed

@@ -79,8 +79,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             print(f"seed {run['seed']} {packed['task']}: test {packed['test_top1']}", flush=True)
 
         with workplace(arguments.work, f"packnet-{seed}") as folder:
-            after = pack(mnist_of(arguments), arguments.arch, settings, seed, cut, folder, done=done).after
-        run |= {"after": list(after), "mean": sum(after) / len(after)}
+            all_ = pack(mnist_of(arguments), arguments.arch, settings, seed, cut, folder, done=done)
+        run |= {"after": list(all_.after), "mean": sum(all_.after) / len(all_.after), "size": all_.size}
         run["cpu_seconds"] = round(sum(task["cpu_seconds"] for task in run["tasks"]), 3)
     write(arguments.out / "permuted_mnist_packnet.json", result)
     print(shown(result))

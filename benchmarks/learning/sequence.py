@@ -98,8 +98,8 @@ def learn(
         for path in paths:
             sources.append(load_source(str(path), seed=seed, preprocess=backbone.manifest.preprocess, threads=1))
             seconds = train_one(baseline, ground, sources[-1], path.stem, settings)
-            test, val = (tuple(accuracies_of(baseline, ground, sources, split)) for split in ("test", "val"))
-            results.append(Learned(test, val, seconds))
+            test = () if cut.test_images == 0 else tuple(accuracies_of(baseline, ground, sources, "test"))
+            results.append(Learned(test, tuple(accuracies_of(baseline, ground, sources, "val")), seconds))
             done(results[-1])
     return results
 

@@ -242,6 +242,9 @@ def test_small_tasks_of_several_sets_go_into_one_store_and_change_nothing(data, 
     grown = [after["shared"] - before["shared"] for before, after in itertools.pairwise(rows)]
     assert grown == [one["bytes"] for one in tasks[1:3]]
     assert rows[2]["separate"] == 3 * rows[0]["separate"], "five classes each"
+    (noted,) = sizes.main(["--out", str(tmp_path)])
+    assert (noted["experiment"], noted["variant"], noted["tasks"]) == ("many_small_tasks", "clr", 4)
+    assert noted["shared"] == rows[2]["shared"] + tasks[3]["bytes"]
 
 
 @pytest.mark.slow

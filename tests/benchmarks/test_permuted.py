@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -51,6 +53,15 @@ def test_validation_is_the_same_digits_for_all_tasks_and_a_cut_leaves_it_alone(f
     assert len(less["train_labels"]) == 20
     other = _load(write_tasks(folder / "mnist.npz", folder, 1, cut)[0])
     assert not np.array_equal(other["val_images"], less["val_images"])
+
+
+def test_a_cut_without_test_pictures_has_the_others_as_they_were_and_no_test_split(folder):
+    cut = Cut(tasks=2, val_images=18)
+    whole = [_load(path) for path in write_tasks(folder / "mnist.npz", folder, 0, cut)]
+    chosen_on = [_load(p) for p in write_tasks(folder / "mnist.npz", folder, 0, dataclasses.replace(cut, test_images=0))]
+    for with_test, without in zip(whole, chosen_on, strict=True):
+        assert set(with_test) - set(without) == {"test_images", "test_labels"}
+        assert all(np.array_equal(with_test[name], without[name]) for name in without)
 
 
 def test_the_network_reads_one_channel_scaled_by_mnists_mean_and_deviation():

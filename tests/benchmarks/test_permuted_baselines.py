@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 from PIL import Image
@@ -63,3 +64,11 @@ def test_a_strength_needs_one_method(capsys):
     with pytest.raises(SystemExit):
         permuted_mnist_baselines.main(["--strength", "1"])
     assert "--strength goes with one method" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("best", "tried"), [(1.0, 3), (0.1, 4), (0.01, 5), (100.0, 5)])
+def test_a_strength_is_sought_beyond_an_end_of_its_grid_as_long_as_that_is_the_best(best, tried):
+    found = permuted_mnist_baselines.climb((0.1, 1.0, 10.0), lambda value: -abs(math.log10(value / best)))
+    assert max(found, key=found.__getitem__) == pytest.approx(best)
+    assert len(found) == tried
+    assert min(found) < best < max(found)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks.learning import packing, permuted_mnist_packnet
+from benchmarks.learning import packing, permuted_mnist_packnet, sizes
 from trainer.progress import Silent
 
 from .digits import write_digits
@@ -18,7 +18,7 @@ def test_the_packnet_experiment_runs_cut_down_and_its_json_says_how(tmp_path, ca
     flags += " --batch-size 2"
     permuted_mnist_packnet.main(flags.split())
     found = json.loads((tmp_path / "permuted_mnist_packnet.json").read_text())
-    assert found["cut"] == {"tasks": 2, "train_images": 60, "val_images": 18}
+    assert found["cut"] == {"tasks": 2, "train_images": 60, "val_images": 18, "test_images": None}
     assert {"command", "versions", "machine"} <= found.keys()
     (run,) = found["seeds"]
     first, last = run["tasks"]
@@ -27,6 +27,9 @@ def test_the_packnet_experiment_runs_cut_down_and_its_json_says_how(tmp_path, ca
     assert (first["prune"], last["prune"]) == (0.5, 0.0)
     assert (first["presentations"], last["presentations"]) == (5 * 60, 3 * 60), "two of five epochs after pruning"
     assert last["free"] == 0
+    (row,) = sizes.main(["--out", str(tmp_path)])
+    assert (row["experiment"], row["variant"], row["tasks"]) == ("permuted_mnist_packnet", "packnet", 2)
+    assert row["shared"] > first["bytes"] + last["bytes"] > row["masks"] > 0
     assert "96.37" in capsys.readouterr().out
 
 
