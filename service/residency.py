@@ -412,7 +412,7 @@ class Residency:
 
     def _load(self, record: Record, dtype: str) -> DeviceOverlay:
         if record.units:
-            lineage = [self.artifacts.read(held.version) for held in record.lineage]
+            lineage = [self.artifacts.whole(held.version) for held in record.lineage]
             return load_units(self._engine, self._store.backbone, lineage, dtype)
         lineage = [self.artifacts.get(held.version) for held in record.lineage]
         shown = self._shown_to(record, dtype)

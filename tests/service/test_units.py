@@ -14,7 +14,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from masks_store import ClaimOverlap, NotFound, ProbeFailed, Store, create, decode_units, probe_faults, read_backbone
+import service.host_artifacts
+from masks_store import (
+    Artifact,
+    ClaimOverlap,
+    NotFound,
+    ProbeFailed,
+    Store,
+    create,
+    decode_units,
+    probe_faults,
+    read_artifact,
+    read_backbone,
+)
 from service.engine import DeviceOverlay, Engine, Kernels
 from service.residency import Residency
 from service.serving import Serving
@@ -128,6 +140,26 @@ def test_tasks_with_equal_units_share_one_cut_network_and_answer_as_if_alone(
         rig.check(live.expected(store, version, images), answer, name)
         alone, _, one = _loaded(store, {name: version})
         assert alone.run(sight, "fp32", [images], [one[name]])[0].tobytes() == answer.tobytes()
+
+
+def test_a_cut_network_that_had_to_go_is_cut_again_from_files_that_are_not_checked_again(
+    store: Store, twins: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[str] = []
+
+    def counted(data: bytes, where: str) -> Artifact:  # the real one, counted
+        checked.append(where)
+        return read_artifact(data, where)
+
+    monkeypatch.setattr(service.host_artifacts, "read_artifact", counted)
+    engine, residency, _ = _loaded(store, {name: twins[name] for name in ("founder", "one")})
+    assert sorted(checked) == sorted([twins["founder"], twins["one"]]), "each once"
+    images, record = rig.pictures(store.backbone, 3, 5), residency.lease(twins["one"])
+    before = engine.run(record.sight, "fp32", [images], [residency.load(record, "fp32")])[0].tobytes()
+    residency._overlays.drop((twins["one"], "fp32"))
+    again = engine.run(record.sight, "fp32", [images], [residency.load(record, "fp32")])[0].tobytes()
+    assert again == before
+    assert len(checked) == 2
 
 
 def test_tasks_with_equal_units_share_a_forward_and_others_do_not(store: Store, twins: dict[str, str]) -> None:
