@@ -31,7 +31,7 @@ class Cut:
 
 
 def write_tasks(mnist: Path, folder: Path, seed: int, cut: Cut) -> list[Path]:
-    """Write one source per task: `task01.npz`, … with splits train, val and, but for a cut without it, the published test.
+    """Write one source per task: `task01.npz`, … with splits train and val and, unless it is cut, the published test.
 
     Validation is drawn once and is the same digits for all tasks, so that no task validates on what another one
     trained on; so is a cut of the training set.

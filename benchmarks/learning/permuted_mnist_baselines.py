@@ -8,9 +8,9 @@ expected    SGD with one head forgets most, then SGD with a head per task; EWC, 
 
 The protocol of permuted_mnist_packnet.py: MLP 2x100, batch 10, Adam 1e-3 along a cosine, clipped at 5, 5 epochs, the
 same validation pictures, permutations and test set, every phase back to its best validation accuracy. `--choose` takes
-the strengths of EWC, SI and LwF from three values each, and from further ones beyond an end as long as that is the best,
-by the mean validation accuracy of the first seed's tasks, all of them, after one epoch of each; without it they are
-those of `STRENGTHS`. One JSON per method; `python -m benchmarks.learning.curves` draws them together with PackNet's.
+the strengths of EWC, SI and LwF from three values each, and from further ones beyond an end as long as that is the
+best, by the mean validation accuracy of the first seed's tasks, all of them, after one epoch of each; without it they
+are those of `STRENGTHS`. One JSON per method; `python -m benchmarks.learning.curves` draws them together with PackNet's.
 """
 
 from __future__ import annotations

@@ -58,7 +58,8 @@ def test_validation_is_the_same_digits_for_all_tasks_and_a_cut_leaves_it_alone(f
 def test_a_cut_without_test_pictures_has_the_others_as_they_were_and_no_test_split(folder):
     cut = Cut(tasks=2, val_images=18)
     whole = [_load(path) for path in write_tasks(folder / "mnist.npz", folder, 0, cut)]
-    chosen_on = [_load(p) for p in write_tasks(folder / "mnist.npz", folder, 0, dataclasses.replace(cut, test_images=0))]
+    cut = dataclasses.replace(cut, test_images=0)
+    chosen_on = [_load(path) for path in write_tasks(folder / "mnist.npz", folder, 0, cut)]
     for with_test, without in zip(whole, chosen_on, strict=True):
         assert set(with_test) - set(without) == {"test_images", "test_labels"}
         assert all(np.array_equal(with_test[name], without[name]) for name in without)
