@@ -15,24 +15,29 @@ with the same optimiser and rate, each from a random start of its own: what a ta
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
 from .contest import first_runs
 from .exhaustion import write_sources
+from .figure import Panel, draw
+from .packing import Found
 from .photographs import parse, photograph_parser, protocol_of, run_experiment, source_of, sources_of
 from .record import table
+from .variants import VARIANTS
 
 FIRST, THEN, TASKS, CLASSES, EPOCHS = "cifar10", "tiny_imagenet32_100", 10, 10, 30
+MARGINS, REFERENCE = (1.0, 2.0, 4.0), "finetune adam"
 METHODS = (
-    *(f"clnp {margin:g}" for margin in (1.0, 2.0, 4.0)),
-    *(f"clnp {margin:g} finetuned" for margin in (1.0, 2.0, 4.0)),
-    "finetune adam",
+    *(f"clnp {margin:g}" for margin in MARGINS),
+    *(f"clnp {margin:g} finetuned" for margin in MARGINS),
+    REFERENCE,
 )
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run, print a table, write the JSON; returns what was written."""
+    """Run, print a table, write the JSON and `cifar_then_tiny.png`; returns what was written."""
     parser = photograph_parser(
         __doc__, (FIRST, THEN), variants=METHODS, epochs=EPOCHS, size=32, arch="widecnn", weights="none"
     )
@@ -43,7 +48,35 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     sources |= write_sources(source_of(arguments.data, THEN), folder, arguments.tasks, few, CLASSES)
     result = run_experiment("cifar_then_tiny", arguments, protocol_of(arguments, keep=0.0), sources)
     print(shown(result))
+    draw(panels_of(result), arguments.out / "cifar_then_tiny.png")
     return result
+
+
+def panels_of(result: dict[str, Any]) -> list[Panel]:
+    """What each margin takes beside a network per task, mean over the tasks, and what it leaves free; the first seed.
+
+    Without `finetune adam` the first is empty. A variant that ended early is compared over the tasks that it has.
+    """
+    first = first_runs(result)
+    alone = {task["task"]: task["test_top1"] for task in first.get(REFERENCE, ())}
+    lost: dict[str, list[tuple[float, float]]] = {"sparsified": [], "and fine-tuned": []}
+    free: dict[str, list[tuple[float, float]]] = {}
+    for name in sorted(first.keys() - {REFERENCE}):
+        margin = VARIANTS[name].settings.margin
+        gaps = [100 * (alone[task["task"]] - task["test_top1"]) for task in first[name] if task["task"] in alone]
+        if gaps and margin is not None:
+            line = lost["and fine-tuned" if VARIANTS[name].settings.finetune else "sparsified"]
+            line.append((margin, statistics.mean(gaps)))
+        free[name] = [(k, 100 * _free(task)) for k, task in enumerate(first[name], 1)]
+    return [
+        Panel("what it costs", "margin, points", "behind a network per task, points", lost, MARGINS),
+        Panel("what it leaves", "tasks trained", "units free, %", free),
+    ]
+
+
+def _free(task: Found) -> float:
+    """Share of the network's units that nobody owns after a task."""
+    return sum(layer["free"] for layer in task["units"]) / sum(layer["units"] for layer in task["units"])
 
 
 def shown(result: dict[str, Any]) -> str:

@@ -4,8 +4,7 @@
 
 Reads `permuted_mnist_*.json` in the folder, prints a table with each method's training cost beside SGD's, and writes
 `permuted_mnist.png` and `permuted_mnist.json` there. PackNet's tasks cannot change, which the trainer proves bit by bit
-after every run; their accuracies are those of the end, all the way. Colours are Okabe and Ito's, which colour-blind
-people tell apart; each line has a marker of its own, too.
+after every run; their accuracies are those of the end, all the way.
 """
 
 from __future__ import annotations
@@ -18,16 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .figure import Panel, draw
 from .options import RESULTS
 from .record import mean_sd, table, write
 
-STYLES = {
-    "packnet": ("PackNet", "#0072B2", "o"),
-    "ewc": ("EWC", "#009E73", "s"),
-    "si": ("SI", "#E69F00", "^"),
-    "lwf": ("LwF", "#CC79A7", "D"),
-    "sgd": ("SGD, a head per task", "#D55E00", "v"),
-    "sgd-shared-head": ("SGD, one head", "#000000", "x"),
+NAMES = {
+    "packnet": "PackNet",
+    "ewc": "EWC",
+    "si": "SI",
+    "lwf": "LwF",
+    "sgd": "SGD, a head per task",
+    "sgd-shared-head": "SGD, one head",
 }
 
 
@@ -77,28 +77,21 @@ def _cost(run: Mapping[str, Any]) -> float:
     return sum(task["cpu_seconds"] for task in run["tasks"])
 
 
-def draw(curves: Mapping[str, Curve], path: Path) -> None:
-    """Write the two panels as PNG."""
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    from matplotlib import pyplot as plt
-
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
-    for panel, title, field in zip(
-        panels, ("the first task", "mean of the tasks so far"), ("first", "mean"), strict=True
-    ):
-        for name, curve in curves.items():
-            label, colour, marker = STYLES[name]
-            values = [100 * value for value in getattr(curve, field)]
-            panel.plot(range(1, len(values) + 1), values, color=colour, marker=marker, label=label, markersize=5)
-        panel.set_title(title)
-        panel.set_xlabel("tasks trained")
-        panel.grid(alpha=0.3)
-    panels[0].set_ylabel("test accuracy, %")
-    panels[0].legend(loc="lower left", frameon=False)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+def panels_of(curves: Mapping[str, Curve]) -> list[Panel]:
+    """The first task and the mean over the tasks so far."""
+    titles = {"first": "the first task", "mean": "mean of the tasks so far"}
+    return [
+        Panel(
+            title,
+            "tasks trained",
+            "test accuracy, %" if field == "first" else "",
+            {
+                NAMES[name]: [(k, 100 * value) for k, value in enumerate(getattr(curve, field), 1)]
+                for name, curve in curves.items()
+            },
+        )
+        for field, title in titles.items()
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -107,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder with the results")
     folder: Path = parser.parse_args(argv).out
     curves: dict[str, Curve] = {}
-    for name in STYLES:
+    for name in NAMES:
         path = folder / f"permuted_mnist_{name}.json"
         curve = curve_of(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
         if curve is not None:
@@ -116,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         raise SystemExit(f"{folder} holds no finished permuted_mnist_*.json; run the experiments first")
     plain = statistics.mean(curves["sgd"].cpu_seconds) if "sgd" in curves else None
     result: dict[str, Any] = {name: vars(curve) | {"cost": _relative(curve, plain)} for name, curve in curves.items()}
-    draw(curves, folder / "permuted_mnist.png")
+    draw(panels_of(curves), folder / "permuted_mnist.png")
     write(folder / "permuted_mnist.json", result)
     print(shown(curves, plain))
     return result
@@ -129,7 +122,7 @@ def _relative(curve: Curve, plain: float | None) -> float | None:
 def shown(curves: Mapping[str, Curve], plain: float | None) -> str:
     """The curves' ends as a table."""
     rows = [
-        [STYLES[name][0], mean_sd(curve.final), mean_sd([curve.first[-1]]), str(_relative(curve, plain) or "")]
+        [NAMES[name], mean_sd(curve.final), mean_sd([curve.first[-1]]), str(_relative(curve, plain) or "")]
         for name, curve in curves.items()
     ]
     return table(["", "mean after all tasks, %", "first task after all, %", "CPU time, x SGD's"], rows)

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from .contest import first_runs
+from .figure import Panel, draw
 from .photographs import parse, photograph_parser, protocol_of, run_experiment, source_of
 from .record import table
 from .subsets import classes_of, subset
@@ -47,7 +48,7 @@ def write_sources(source: Path, folder: Path, tasks: int, per_class: int | None,
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run, print a table, write the JSON; returns what was written."""
+    """Run, print a table, write the JSON and `exhaustion.png`; returns what was written."""
     parser = photograph_parser(
         __doc__, (SET,), variants=METHODS, epochs=EPOCHS, size=32, arch="vgg16_bn", weights="none"
     )
@@ -64,7 +65,25 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "exhaustion", arguments, protocol_of(arguments, keep=0.0), sources, rates, published=PUBLISHED
     )
     print(shown(result))
+    draw(panels_of(result), arguments.out / "exhaustion.png")
     return result
+
+
+def panels_of(result: dict[str, Any]) -> list[Panel]:
+    """Mean accuracy of the tasks so far, and what they leave free of the network's weights; the first seed."""
+    first = first_runs(result)
+    so_far = {
+        name: [(k, 100 * statistics.mean(task["test_top1"] for task in tasks[:k])) for k in range(1, len(tasks) + 1)]
+        for name, tasks in first.items()
+    }
+    free = {
+        name: [(k, 100 * task["free"] / task["total"]) for k, task in enumerate(tasks, 1) if task["version"]]
+        for name, tasks in first.items()
+    }
+    return [
+        Panel("mean of the tasks so far", "tasks trained", "test accuracy, %", so_far),
+        Panel("left of the network", "tasks trained", "weights free, %", free),
+    ]
 
 
 def shown(result: dict[str, Any]) -> str:

@@ -10,7 +10,8 @@ The protocol of permuted_mnist_packnet.py: MLP 2x100, batch 10, Adam 1e-3 along 
 same validation pictures, permutations and test set, every phase back to its best validation accuracy. `--choose` takes
 the strengths of EWC, SI and LwF from three values each, and from further ones beyond an end as long as that is the
 best, by the mean validation accuracy of the first seed's tasks, all of them, after one epoch of each; without it they
-are those of `STRENGTHS`. One JSON per method; `python -m benchmarks.learning.curves` draws them together with PackNet's.
+are those of `STRENGTHS`. One JSON per method; `python -m benchmarks.learning.curves` draws them together with
+PackNet's.
 """
 
 from __future__ import annotations

@@ -426,6 +426,12 @@ def test_exhaustion_packs_classes_in_their_order_into_a_network_that_keeps_nothi
     assert first["claimed"] == pytest.approx(0.4 * first["total"], rel=0.01), "everything was free"
     assert second["claimed"] == pytest.approx(0.4 * first["free"], rel=0.01)
     assert "packnet 60" in capsys.readouterr().out
+    so_far, left = exhaustion.panels_of(found)
+    both = 50 * (first["test_top1"] + second["test_top1"])
+    assert so_far.lines["packnet 60"] == [(1, 100 * first["test_top1"]), (2, pytest.approx(both))]
+    assert left.lines["packnet 60"] == [(1, pytest.approx(60, abs=1)), (2, pytest.approx(36, abs=1))]
+    with Image.open(Path(flags[flags.index("--out") + 1]) / "exhaustion.png") as drawn:
+        assert drawn.width > 1000
 
 
 def test_piggyback_from_scratch_stands_on_a_first_task_that_takes_the_whole_network(flags):
@@ -449,6 +455,20 @@ def test_clnp_on_pictures_tells_what_was_lost_and_what_is_free(flags, capsys):
     row = next(line for line in capsys.readouterr().out.splitlines() if "| classes01 |" in line)
     assert row.endswith(f"| {free} |")
     assert row.split(" | ")[4] == f"{100 * later['pruning_loss']:.2f}"
+
+
+def test_what_a_margin_costs_is_the_mean_over_the_tasks_beside_a_network_for_each():
+    def run(*tops, free=0):
+        layers = [{"free": free, "units": 10}, {"free": 0, "units": 30}]
+        tasks = [{"task": str(number), "test_top1": top, "units": layers} for number, top in enumerate(tops)]
+        return {"seeds": [{"tasks": tasks}]}
+
+    variants = {"finetune adam": run(0.9, 0.8), "clnp 4": run(0.85, 0.7, free=4), "clnp 1": run(0.9)}
+    costs, leaves = cifar_then_tiny.panels_of({"variants": variants | {"clnp 4 finetuned": run(0.9, 0.8)}})
+    assert costs.lines["sparsified"] == [(1, 0), (4, pytest.approx(7.5))]
+    assert costs.lines["and fine-tuned"] == [(4, 0)]
+    assert leaves.lines["clnp 4"] == [(1, 10), (2, 10)]
+    assert "finetune adam" not in leaves.lines
 
 
 def test_findings_tells_accuracy_before_and_after_retraining(flags, capsys):
