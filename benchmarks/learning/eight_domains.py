@@ -30,7 +30,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .contest import choose_rate, mean_difference, same_seed, slug
+from .contest import choose_rate, first_runs, mean_difference, same_seed, slug
 from .frozen import WAYS, frozen
 from .joint import train_jointly
 from .ledger import Ledger, differing
@@ -45,7 +45,7 @@ from .photographs import (
     run_experiment,
     sources_of,
 )
-from .record import mean_sd, read, table, write
+from .record import interval, mean_sd, read, table, write
 from .speed import time_all
 from .variants import VARIANTS, Protocol
 
@@ -65,6 +65,7 @@ PAIRS = (("clr", "linear"), ("clr", "bn"))
 """Compared with one another, beside every variant with the reference."""
 REPEATED = ("packnet equal", "clr", "bn", "finetune")
 CHOICE_SEED = 0
+MS = "ms an image (× plain)"
 
 
 def rate_of(
@@ -203,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if arguments.reverse and forward:
         result["same_versions"] = same_versions(forward, result)
     write(arguments.out / f"eight_domains{suffix}.json", result)
-    print(shown(result))
+    print(f"{shown(result)}\n\n{by_task(result)}")
     return result
 
 
@@ -252,11 +253,11 @@ def shown(result: dict[str, Any]) -> str:
                 name,
                 *(mean_sd([run[i]["test_top1"] for run in runs], digits=1) for i in range(len(tasks))),
                 mean_sd([statistics.mean(task["test_top1"] for task in run) for run in runs], digits=1),
-                _interval(lost["mean"]) if lost else "",
+                interval(lost["mean"]) if lost else "",
                 f"{100 * statistics.mean(task['macro_f1'] for task in tasks):.1f}",
                 f"{100 * statistics.mean(task['calibration_error'] for task in tasks):.1f}",
                 f"{statistics.mean(task['bytes'] for task in tasks):,.0f}",
-                _time(variant),
+                _time(tasks),
                 f"{sum(task['presentations'] for task in tasks):,}",
                 f"{variant['lr']:g}{', chosen' if name in result.get('choices', {}) else ''}",
             ]
@@ -274,28 +275,51 @@ def shown(result: dict[str, Any]) -> str:
         "macro-F1",
         "calibration error",
         "bytes a task",
-        "ms an image (× plain)",
+        MS,
         "shown",
         "learning rate",
     ]
     lines = [table(head, rows), ""]
     if any(len(variant["seeds"]) > 1 for variant in result["variants"].values()):
         lines += ["Accuracies are means over the seeds; all else is of the first seed alone.", ""]
-    lines += [f"{pair}: {_interval(found['mean'])} points" for pair, found in result["differences"].items()]
+    lines += [f"{pair}: {interval(found['mean'])} points" for pair, found in result["differences"].items()]
     lines += [f"{name}: {'the same' if same else 'other'} artifacts in the other order"
               for name, same in result.get("same_versions", {}).items()]  # fmt: skip
     return "\n".join(lines)
 
 
-def _time(variant: Mapping[str, Any]) -> str:
-    """Of a seed's last task, and how many times as long as the plain network took beside it."""
-    taken = next((run["milliseconds"] for run in variant["seeds"] if "milliseconds" in run), None)
-    return f"{taken['own']:.2f} ({taken['own'] / taken['plain']:.2f})" if taken else ""
+def by_task(result: Mapping[str, Any]) -> str:
+    """A row per task and variant of the lowest seed: what the JSON has of each."""
+    rows: list[list[str]] = []
+    for task in result["order"]:
+        for name, tasks in first_runs(result).items():
+            own = next((one for one in tasks if one["task"] == task), None)
+            if own is not None:
+                lost = result["differences"].get(f"{name} - {REFERENCE}")
+                rows.append(
+                    [
+                        task,
+                        name,
+                        f"{100 * own['test_top1']:.1f}",
+                        interval(lost[task]) if lost else "",
+                        f"{100 * own['macro_f1']:.1f}",
+                        f"{100 * own['calibration_error']:.1f}",
+                        f"{own['bytes']:,}",
+                        _time([own]),
+                        f"{own['presentations']:,}",
+                    ]
+                )
+    head = ["task", "", "test %", "less finetune (95 %)", "macro-F1", "calibration error", "bytes", MS, "shown"]
+    return table(head, rows)
 
 
-def _interval(found: Sequence[float]) -> str:
-    mean, low, high = (100 * value for value in found)
-    return f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
+def _time(tasks: Sequence[Mapping[str, Any]]) -> str:
+    """Mean over the tasks that were timed, and how many times as long as the plain network took beside them."""
+    taken = [task["milliseconds"] for task in tasks if "milliseconds" in task]
+    if not taken:
+        return ""
+    own, plain = (statistics.mean(one[which] for one in taken) for which in ("own", "plain"))
+    return f"{own:.2f} ({own / plain:.2f})"
 
 
 if __name__ == "__main__":

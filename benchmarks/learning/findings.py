@@ -20,9 +20,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .contest import first_runs
+from .contest import first_runs, mean_difference
 from .photographs import add_pictures, parse, photograph_parser, protocol_of, run_experiment, sources_of
-from .record import table
+from .record import interval, table
 
 SETS = ("flowers89",)
 METHODS = (
@@ -37,6 +37,7 @@ METHODS = (
     "linear pruned",
     "finetune",
 )
+REFERENCE = "finetune"
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 def shown(result: dict[str, Any]) -> str:
     """A row per variant; the first seed's first task."""
     rows: list[list[str]] = []
+    alone = first_runs(result).get(REFERENCE, [])
     for name, (task, *_) in first_runs(result).items():
         before = [row for row in task["epochs"] if row["phase"] == "retrain" and row["epoch"] == 0]
         best = max(row["val_top1"] for row in task["epochs"] if row["phase"] != "retrain")
@@ -64,10 +66,12 @@ def shown(result: dict[str, Any]) -> str:
                 f"{100 * before[0]['val_top1']:.1f}" if before else "",
                 f"{100 * task['val_top1']:.1f}",
                 f"{100 * task['test_top1']:.1f}",
+                interval(mean_difference([task], alone[:1])) if alone and name != REFERENCE else "",
                 f"{100 * task['claimed'] / task['total']:.1f} %" if task["claimed"] else "",
             ]
         )
-    return table(["", "best before pruning, val %", "before retraining", "after", "test %", "of the weights"], rows)
+    head = ["", "best before pruning, val %", "before retraining", "after", "test %"]
+    return table([*head, "less finetune (95 %)", "of the weights"], rows)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,12 @@ def mean_sd(values: Sequence[float], scale: float = 100.0, digits: int = 2) -> s
     return f"{text} ± {statistics.stdev(scaled):.{digits}f}" if len(scaled) > 1 else text
 
 
+def interval(found: Sequence[float], digits: int = 1) -> str:
+    """A difference and its interval, fractions of 1, in points: `-2.2 (-4.9 to +0.3)`."""
+    mean, low, high = (f"{100 * value:+.{digits}f}" for value in found)
+    return f"{mean} ({low} to {high})"
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]

@@ -259,9 +259,13 @@ def test_eight_domains_compares_variants_and_order_matters_to_packnet_alone(data
         name: {task["presentations"] for task in mine["seeds"][0]["tasks"]} for name, mine in found["variants"].items()
     }
     assert shown["linear"] == shown["packnet equal"]
-    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| linear |"))
-    tops = [task["test_top1"] for task in found["variants"]["linear"]["seeds"][0]["tasks"]]
-    assert row.split(" | ")[1:3] == [f"{100 * top:.1f}" for top in tops]
+    printed = capsys.readouterr().out.splitlines()
+    row = next(line for line in printed if line.startswith("| linear |"))
+    tasks = found["variants"]["linear"]["seeds"][0]["tasks"]
+    assert row.split(" | ")[1:3] == [f"{100 * task['test_top1']:.1f}" for task in tasks]
+    of_task = next(line for line in printed if line.startswith("| omniglot28 | linear |")).split(" | ")
+    assert of_task[4:6] == [f"{100 * tasks[1][name]:.1f}" for name in ("macro_f1", "calibration_error")]
+    assert of_task[7].startswith(f"{tasks[1]['milliseconds']['own']:.2f} (")
 
 
 def test_eight_domains_tells_what_a_method_gives_up_against_fine_tuning(data, tmp_path, capsys):
@@ -270,8 +274,8 @@ def test_eight_domains_tells_what_a_method_gives_up_against_fine_tuning(data, tm
     found = eight_domains.main([*flags, "--variants", "finetune", "linear"])
     tops = [mine["seeds"][0]["tasks"][0]["test_top1"] for mine in found["variants"].values()]
     row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| linear |"))
-    assert f" {100 * (tops[1] - tops[0]):+.2f} (" in row
-    taken = [mine["seeds"][0]["milliseconds"] for mine in found["variants"].values()]
+    assert f" {100 * (tops[1] - tops[0]):+.1f} (" in row
+    taken = [mine["seeds"][0]["tasks"][0]["milliseconds"] for mine in found["variants"].values()]
     assert min(time for both in taken for time in both.values()) > 0
     assert f"| {taken[1]['own']:.2f} ({taken[1]['own'] / taken[1]['plain']:.2f}) |" in row
     mean, low, high = found["differences"]["linear - finetune"]["omniglot28"]
@@ -304,7 +308,8 @@ def test_what_another_machine_found_the_same_way_is_taken_over_and_anything_else
     assert "all else is of the first seed alone" in eight_domains.shown(more)
     assert "all else is of the first seed alone" not in eight_domains.shown(both)
     assert more["variants"]["bn"]["seeds"][0] == both["variants"]["bn"]["seeds"][0]
-    assert "milliseconds" in more["variants"]["bn"]["seeds"][1], "timed where it was trained"
+    timed = more["variants"]["bn"]["seeds"][1]["tasks"]
+    assert all("milliseconds" in task for task in timed), "each, where it was trained"
     tops = [{run["seed"]: run["tasks"] for run in more["variants"][name]["seeds"]} for name in ("linear", "finetune")]
     paired = tops[0][0][0]["test_top1"] - tops[1][0][0]["test_top1"]
     assert more["differences"]["linear - finetune"]["mean"][0] == pytest.approx(paired), "both of seed 0"
