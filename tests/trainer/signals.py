@@ -11,11 +11,11 @@ from collections.abc import Generator
 from pathlib import Path
 
 
-def wait_for(folder: Path, pattern: str) -> None:
-    """Until a file of that name is there."""
+def wait_for(folder: Path, pattern: str, holding: str = "") -> None:
+    """Until a file of that name is there, and holds a text."""
     deadline = time.monotonic() + 100
-    while not list(folder.glob(pattern)):
-        assert time.monotonic() < deadline, f"no {pattern}"
+    while not any(not holding or holding in path.read_text() for path in folder.glob(pattern)):
+        assert time.monotonic() < deadline, f"no {pattern} with {holding!r}"
         time.sleep(0.01)
 
 

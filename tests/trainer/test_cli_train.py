@@ -13,10 +13,10 @@ import pytest
 from click.testing import CliRunner
 
 import taskpack
-from masks_store import Store
+from masks_store import Store, create
 from trainer.pipeline import train
 
-from .rig import new_store, quick, shapes
+from .rig import SIZE, new_store, quick, shapes
 from .signals import signalled, wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -206,6 +206,48 @@ def test_a_run_killed_with_9_resumes_to_the_same_version(tmp_path, data, undistu
         process.kill()
         assert process.wait(60) == -signal.SIGKILL
     assert _resumed(store, data) == undisturbed
+
+
+@pytest.mark.parametrize(
+    ("capacity", "chosen", "phase"),
+    [
+        ("weights", {"prune": "auto", "epochs": 20}, "retrain,3,"),
+        ("weights", {"pick": True, "epochs": 20}, "train,12,"),
+        ("units", {"method": "clnp", "lr": 5e-3, "margin": 5.0, "finetune": True, "epochs": 20}, "finetune,2,"),
+    ],
+    ids=["auto", "pick", "clnp"],
+)
+def test_a_method_of_several_phases_killed_with_9_in_one_resumes_to_the_same_version(
+    tmp_path, data, capacity, chosen, phase
+):
+    arch_args = {"width": 4, "blocks": [1, 1]}
+    keep = 0.5 if capacity == "weights" else 0.0
+    backbone = create("tinyresnet", image_size=SIZE, keep=keep, arch_args=arch_args)
+    versions = []
+    for name in ("whole", "killed"):
+        Store.create(tmp_path / name, backbone, capacity=capacity).close()
+        if name == "killed":
+            code = (
+                "import sys; from masks_store import Store; from trainer.pipeline import train; "
+                "from tests.trainer.rig import quick; "
+                f"train(Store.open(sys.argv[1]), 'shapes', sys.argv[2], quick(**{chosen!r}))"
+            )
+            command = [sys.executable, "-c", code, str(tmp_path / name), data]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL) as process:
+                wait_for(tmp_path / name, "runs/*/results.csv", holding=phase)
+                process.kill()
+                assert process.wait(60) == -signal.SIGKILL, "it had not ended by itself"
+            (results,) = (tmp_path / name).glob("runs/*/results.csv")
+            first_epochs = results.read_text().splitlines()[:3]
+        with Store.open(tmp_path / name) as store:
+            assert store.tasks() == []
+            versions.append(train(store, "shapes", data, quick(**chosen, resume=name == "killed")).version)
+            assert store.verify() == []
+    assert versions[0] == versions[1]
+    assert results.read_text().splitlines()[:3] == first_epochs, (
+        "with the seconds of the run that was killed: it went on"
+    )
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
