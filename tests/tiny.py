@@ -38,10 +38,11 @@ class TinyBottlenecks(nn.Module):
         self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
         shortcut = nn.Sequential(nn.Conv2d(8, 16, 1, stride=2, bias=False), nn.BatchNorm2d(16))
         self.layer1, self.layer2 = Bottleneck(8, 2), Bottleneck(8, 4, stride=2, downsample=shortcut)
+        self.fc = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.bn1(self.conv1(x)))
-        return self.layer2(self.layer1(x)).mean((2, 3))
+        return self.fc(self.layer2(self.layer1(x)).mean((2, 3)))
 
 
 def _lively(body: nn.Module, seed: int = 0) -> nn.Module:
@@ -62,3 +63,13 @@ TINY: Mapping[str, Callable[[], nn.Module]] = {
     "bottlenecks": lambda: _lively(TinyBottlenecks()),
 }
 """Name -> a body of these values, made anew at each call."""
+
+
+def with_head(kind: str) -> nn.Module:
+    """One of `TINY` with a head of five classes where torchvision's network has its head."""
+    body = TINY[kind]()
+    if isinstance(body, TinyVGG):
+        body.classifier[-1] = nn.Linear(8, 5)
+    else:
+        body.fc = nn.Linear(16, 5)
+    return body

@@ -24,6 +24,7 @@ from masks_store import (
     cut_view,
     decode_units,
     gate,
+    networks,
     normalise,
     read_backbone,
     state_of,
@@ -48,7 +49,7 @@ from trainer.progress import Lines, Silent
 from trainer.sparsify import Bench, Candidate, activities, estimate, kept_of, sparsify
 from trainer.unit_network import ChoosingNorm, UnitNetwork
 
-from ..tiny import TINY
+from ..tiny import TINY, with_head
 from ..zoo import task as random_task
 from .rig import CPU, SIZE, Kept, ground_in, loop_for, quick, read, shapes, state_bits
 
@@ -332,6 +333,27 @@ def test_a_vgg_and_bottlenecks_cut_to_half_of_their_units_answer_as_gated(body):
         rows, columns = small._state[f"{name}.weight"].shape[:2]
         assert rows == int(half[layer.group].sum())
         assert columns == (3 if layer.reads is None else layer.spread * int(half[layer.reads].sum()))
+
+
+@pytest.mark.parametrize(("kind", "arch"), [("vgg", "vgg11"), ("vgg_bn", "vgg11_bn"), ("bottlenecks", "resnet50")])
+def test_a_vgg_and_bottlenecks_learn_task_after_task_and_lose_no_bit(tmp_path, data, monkeypatch, kind, arch):
+    """The whole run, in networks whose only difference from torchvision's is how few channels they have."""
+    monkeypatch.setattr(networks, "whole_network", lambda _arch, **_: with_head(kind))
+    images = torch.randn(4, 3, SIZE, SIZE)
+    with Store.create(tmp_path / "s", create(arch, image_size=SIZE, keep=0.0), capacity="units") as store:
+        first = train(store, "one", data[0], settings(epochs=3, finetune=True))
+        before = state_bits({"": network_of(store.backbone, store.view(first.version))(images)})
+        second = train(store, "two", data[1], settings(epochs=3, finetune=True))
+        assert state_bits({"": network_of(store.backbone, store.view(first.version))(images)}) == before
+        assert (second.compared, second.changed_bits, store.verify()) == (1, 0, [])
+        for one, two in zip(first.units, second.units, strict=True):
+            assert one.new + one.free == one.units
+            assert two.free == one.free - two.new
+            assert two.reused <= one.new
+        for version in (first.version, second.version):
+            view = store.view(version)
+            small, whole = (make(store.backbone, view) for make in (served_network, network_of))
+            torch.testing.assert_close(small(images), whole(images), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("arch", ["mlp-16-12", "tinyresnet", "widecnn"])
