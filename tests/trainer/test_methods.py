@@ -26,7 +26,7 @@ from trainer.pipeline import train
 
 from .. import tf32
 from ..reference import packnet as twin
-from .rig import CPU, bare_ground, loop_for, new_store, plan_for, quick, state_bits, trained_and_exported
+from .rig import CPU, bare_ground, loop_for, new_store, plan_for, quick, shapes, state_bits, trained_and_exported
 
 # ---------------------------------------------------------------- PackNet
 
@@ -322,6 +322,28 @@ def test_order_free_methods_change_only_what_is_their_own(ground, source, method
         assert not torch.equal(tensor, ground.backbone.tensors[name])
     for name in norm_modules(trained.network.body) if method == "linear" else ():
         assert torch.equal(state[f"{name}.running_mean"], ground.backbone.tensors[f"{name}.running_mean"])
+
+
+@pytest.mark.parametrize(
+    ("chosen", "free"),
+    [
+        ({"method": "clr"}, True),
+        ({"method": "clr", "adapter": "full"}, True),
+        ({"method": "bn"}, True),
+        ({"method": "linear"}, True),
+        ({"method": "piggyback"}, True),
+        ({"method": "packnet"}, False),
+    ],
+    ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else "",
+)
+def test_what_comes_before_a_task_changes_the_artifacts_of_packnet_alone(tmp_path, chosen, free):
+    data = {name: shapes(tmp_path / f"{name}.npz", seed=seed) for seed, name in enumerate(("one", "two"))}
+    versions = []
+    for order in (["one", "two"], ["two", "one"]):
+        with new_store(tmp_path / order[0], keep=0.5 if chosen["method"] == "packnet" else 1.0) as store:
+            versions.append({task: train(store, task, data[task], quick(epochs=1, **chosen)).version for task in order})
+    assert (versions[0] == versions[1]) is free
+    assert len({version for made in versions for version in made.values()}) == (2 if free else 4)
 
 
 def test_clr_full_adapts_every_convolution_and_starts_at_the_same_features(ground, source):
