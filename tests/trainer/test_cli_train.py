@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,26 @@ def test_init_train_eval_from_the_command_line(tmp_path, data, capsys):
     manifest = Store.open(store).resolve("shapes").manifest
     assert (result["split"], result["images"]) == ("test", 15)
     assert result["top1"] == pytest.approx(manifest.metrics.test_top1)
+
+
+def test_nothing_of_the_trainer_asks_the_network(tmp_path, data, capsys, monkeypatch):
+    asked: list[object] = []
+
+    def refused(*arguments: object, **_: object) -> None:
+        asked.append(arguments)
+        raise OSError("there is no network")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refused)
+    monkeypatch.setattr(socket, "getaddrinfo", refused)
+    store = tmp_path / "store"
+    _run("init", store, "--backbone", "resnet18", "--image-size", 32, capsys=capsys)
+    _run("check", data, capsys=capsys)
+    _run("plan", store, "--data", data, "--device", "cpu", "--threads", 1, capsys=capsys)
+    _run("train", store, "shapes", "--data", data, "--method", "linear", *QUICK, capsys=capsys)
+    _run("eval", store, "shapes", "--data", data, capsys=capsys)
+    _run("report", store, "--out", tmp_path / "report", capsys=capsys)
+    assert asked == []
 
 
 def test_json_is_one_line_on_stdout_and_progress_stays_on_stderr(tmp_path, data, capsys):
