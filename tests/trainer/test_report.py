@@ -25,7 +25,9 @@ from trainer.predictions import Predictions, from_csv
 from trainer.predictions import as_csv as predictions_csv
 from trainer.report import write_report
 from trainer.report.confusion import MOST_PAIRS, confusion_of, matrix, worst_pairs
+from trainer.report.drawing import THEMES
 from trainer.report.facts import gather
+from trainer.report.figures import _least_shown, _shares, draw_all
 from trainer.report.history import read_history
 from trainer.report.page import render
 from trainer.report.weights import count_used, pack_used, sharing
@@ -306,6 +308,27 @@ def test_a_search_for_the_share_and_a_network_outside_the_store_are_read(store):
     assert {baseline.method: baseline.test_top1 for baseline in task.baselines}["finetune"] == 0.875
     assert (facts.faults, facts.unfinished, facts.orphans, facts.rate) == ((), (), (), 0.5)
     assert "one: 95 % given back, 25.0 %; 50 % given back, 75.0 %" in text_of(facts)
+    pictures = draw_all(facts)
+    assert "shares" in pictures
+    for theme in THEMES:
+        (panel,) = (axes for axes in _shares([task], theme).axes if axes.get_visible())
+        curve, taken, *_ = panel.get_lines()
+        assert (list(curve.get_xdata()), list(curve.get_ydata())) == ([0.5, 0.95], [0.75, 0.25])
+        assert (list(taken.get_xdata()), list(taken.get_ydata())) == ([0.5], [0.75]), "the share that was taken"
+
+
+@pytest.mark.parametrize(
+    ("apart", "least"), [(0.0, 0.0), (0.49, 0.0), (0.5, 0.5), (0.874, 0.85), (0.996, 0.95), (1.0, 0.95)]
+)
+def test_the_colours_of_what_tasks_share_begin_under_the_least_of_it(apart, least):
+    assert _least_shown([[1.0, apart], [0.999, 1.0]]) == pytest.approx(least)
+
+
+def test_tasks_stand_in_the_order_that_people_number_them(tmp_path):
+    with new_store(tmp_path / "store", keep=1.0) as store:
+        for name in ("task-10", "task-2", "b", "task-1", "10", "9-a"):
+            store.register(zoo.task(store.backbone, name, "linear", seed=len(name)), label="stable")
+        assert [task.task for task in gather(store).tasks] == ["9-a", "10", "b", "task-1", "task-2", "task-10"]
 
 
 def test_a_run_without_predictions_has_no_confusion(store):

@@ -63,7 +63,10 @@ def verdict_end(facts: Facts) -> str:
     free, total = sum(use.free for use in facts.units), sum(use.units for use in facts.units)
     text = f"{100 * free / total:.1f} % capacity left ({free} of {total} units)"
     left = facts.tasks_left
-    return f"{text}, about {left} task{'s' * (left != 1)} left at this rate" if free else text
+    if not free:
+        return text
+    count = f"about {left} task{'s' * (left != 1)} left" if left else "no further task"
+    return f"{text}, {count} at this rate"
 
 
 def rows(facts: Facts) -> list[list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -187,7 +188,8 @@ def gather(store: Store) -> Facts:
     ready = [version for version in versions if version.state == "ready"]
     examined = examine(store, ready)
     changed = tuple(f"{v.task} {v.version}" for v in ready if not examined[v.version].unchanged)
-    shown = [shown_version(task, [v for v in versions if v.task == task.name]) for task in store.tasks()]
+    named = sorted(store.tasks(), key=lambda task: _natural(task.name))
+    shown = [shown_version(task, [v for v in versions if v.task == task.name]) for task in named]
     drawn = {v.version for v in shown}
     used = {v.version: examined[v.version].used for v in ready if v.version in drawn}  # in the order of registration
     tasks = tuple(
@@ -227,6 +229,11 @@ def gather(store: Store) -> Facts:
         orphans=tuple(f"{run.name}: {run.task}" for run in history.runs if run.version and not _kept(run, versions)),
         faults=history.faults,
     )
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A name's place among others, its numbers as numbers: `task-2` before `task-10`."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name, flags=re.ASCII)]
 
 
 def _verdict(ready: Sequence[Version], changed: Sequence[str], room: Room) -> str:

@@ -58,6 +58,7 @@ def draw_all(facts: Facts) -> dict[str, Picture]:
     curves = [task for task in facts.tasks if task.rows]
     pruned = [task for task in facts.tasks if task.prune]
     scanned = [task for task in facts.tasks if task.prune and task.prune.scan]
+    searched = [task for task in facts.tasks if task.prune and task.prune.trials]
     wanted: list[tuple[str, bool, str, Callable[[Theme], Figure]]] = [
         ("accuracy", bool(measured), _accuracy_alt(measured), lambda theme: _accuracy(measured, theme)),
         ("capacity", True, _capacity_alt(facts), lambda theme: _capacity(facts, theme)),
@@ -67,6 +68,7 @@ def draw_all(facts: Facts) -> dict[str, Picture]:
         ("curves", bool(curves), _curves_alt(curves), lambda theme: _curves(curves, theme)),
         ("pruning", bool(pruned), _pruning_alt(pruned), lambda theme: _pruning(pruned, theme)),
         ("scan", bool(scanned), _scan_alt(scanned), lambda theme: _scan(scanned, theme)),
+        ("shares", bool(searched), _shares_alt(searched), lambda theme: _shares(searched, theme)),
     ]
     for name, there, alt, draw in wanted:
         if there:
@@ -149,7 +151,8 @@ def _sharing(facts: Facts, theme: Theme) -> Figure:
     side = min(WIDTH, 0.5 * count + 2.5)
     figure = Figure(figsize=(side + 1.0, side), layout="constrained")
     axes = figure.add_subplot()
-    image = axes.imshow(facts.sharing, vmin=0, vmax=1, cmap="cividis")
+    least = _least_shown(facts.sharing)
+    image = axes.imshow(facts.sharing, vmin=least, vmax=1, cmap="cividis")
     size = 10.0 if count <= 25 else 7.0
     labels = [short(name) for name in facts.shared]
     axes.set_xticks(range(count), labels, rotation=90 if count > 4 else 20, ha="center" if count > 4 else "right")
@@ -161,11 +164,17 @@ def _sharing(facts: Facts, theme: Theme) -> Figure:
     if count <= NUMBERED:
         for row, shares in enumerate(facts.sharing):
             for column, share in enumerate(shares):
-                ink = "#000000" if share > 0.5 else "#ffffff"
+                ink = "#000000" if share - least > 0.5 * (1 - least) else "#ffffff"
                 axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=ink, fontsize=9)
     bar = figure.colorbar(image, ax=axes, shrink=0.7, format=PercentFormatter(1.0))
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
     return figure
+
+
+def _least_shown(sharing: Sequence[Sequence[float]]) -> float:
+    """Where the colours begin: 0, or a little under the least share where all are large, so that they differ."""
+    least = min(share for shares in sharing for share in shares)
+    return 0.0 if least < 0.5 else math.floor(min(least, 0.99) * 20) / 20
 
 
 def _bytes(tasks: Sequence[TaskFacts], theme: Theme) -> Figure:
@@ -259,6 +268,29 @@ def _scan(tasks: Sequence[TaskFacts], theme: Theme) -> Figure:
     return figure
 
 
+def _shares(tasks: Sequence[TaskFacts], theme: Theme) -> Figure:
+    """Small multiples: what retraining reached after each share that was tried, and which was taken."""
+    figure, panels = panel_figure([task.task for task in tasks])
+    for axes, task in zip(panels, tasks, strict=True):
+        curve = task.prune
+        assert curve is not None
+        tried = sorted(curve.trials)
+        axes.plot([share for share, _ in tried], [top1 for _, top1 in tried], color=theme.quiet, marker=".", zorder=2)
+        taken = [(share, top1) for share, top1 in tried if share == curve.share]
+        axes.plot([share for share, _ in taken], [top1 for _, top1 in taken], "o", color="C0", markersize=8, zorder=4)
+        axes.axhline(curve.before, color=theme.quiet, linewidth=1, linestyle=":", zorder=1)
+        axes.set_xlim(0.2, 1.0)
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.margins(y=0.15)
+    figure.supxlabel("given back of what the task took", fontsize=10)
+    first = panels[0]
+    first.plot([], [], color=theme.quiet, marker=".", label="validation accuracy at a share")
+    first.plot([], [], "o", color="C0", markersize=8, label="taken")
+    first.plot([], [], ":", color=theme.quiet, label="before pruning")
+    legend_above(figure)
+    return figure
+
+
 def _pruned(curve: PruneCurve) -> str:
     if not curve.scan:
         return f"gives back {100 * curve.share:.0f} %"
@@ -330,6 +362,13 @@ def _scan_alt(tasks: Sequence[TaskFacts]) -> str:
     return (
         f"Validation accuracy by the units that each threshold leaves active, a small panel for each of {len(tasks)} "
         "tasks. The list below has the thresholds that were kept."
+    )
+
+
+def _shares_alt(tasks: Sequence[TaskFacts]) -> str:
+    return (
+        f"Validation accuracy by the share given back that was tried, a small panel for each of {len(tasks)} tasks. "
+        "The list below has the numbers."
     )
 
 

@@ -71,6 +71,8 @@ def told_left(room: Room) -> str:
     """The tasks that are left, in words for the verdict; nothing where nothing is free."""
     if not room.free or room.tasks_left is None:
         return ""
+    if not room.tasks_left and not room.turn:
+        return "no further task at this rate"
     count = f"{room.tasks_left} task{'s' * (room.tasks_left != 1)} left"
     return f"{count} of {room.turn[1]} equal ones" if room.turn else f"about {count} at this rate"
 
