@@ -60,7 +60,8 @@ class Bodies:
                     async for piece in request.stream():
                         held += len(piece)
                         self._taken += len(piece)
-                        pieces.append(piece)
+                        if piece:  # the last is empty: with it even a body in one piece would be joined, and so copied
+                            pieces.append(piece)
                         if held > limit:
                             raise _too_large(what, limit)
                         if self._taken > self._total:

@@ -5,6 +5,7 @@ It knows neither HTTP nor the store. A task is passed in as a `DeviceOverlay`, n
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -259,7 +260,7 @@ class Engine:
             heads = self._heads_of(spans, starts[-1])  # before the forward is launched, which a copy would wait for
             rows = self._recorded(stage, weights, dtype, parts, own)  # [N, features]
             if rows is None:
-                pixels = torch.from_numpy(np.concatenate(parts)).to(self.device)  # uint8 [N, H, W, 3]
+                pixels = _batch(parts).to(self.device)  # uint8 [N, H, W, 3]
                 with self._stages.computing():
                     rows = self._features(weights.tensors, dtype, pixels, _segments(own, starts), folded=own[0].folds)
             by_row = self._logits(rows, spans, heads)
@@ -336,7 +337,7 @@ class Engine:
             return None
         found = self._stages.run(stage, name, dtype, images, given, compute)
         if found is None and row is not None:
-            pixels = torch.from_numpy(np.concatenate(images)).to(self.device)
+            pixels = _batch(images).to(self.device)
             with self._stages.computing():
                 return compute(pixels, given[: len(pixels)].to(self.device))
         return found
@@ -394,6 +395,15 @@ def find_device(name: str) -> torch.device:
 
 def _an_eighth(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] // 8 if device.type == "cuda" else 0
+
+
+def _batch(images: Sequence[Pictures]) -> Tensor:
+    """uint8 [N, H, W, 3] of all, in memory that this thread keeps for its next batch."""
+    shape = sum(len(part) for part in images), *images[0].shape[1:]
+    size = math.prod(shape)
+    held = onednn.thread_memory("pixels", size)[:size].view(shape)
+    np.concatenate(images, out=held.numpy())
+    return held
 
 
 def _per_request(

@@ -64,7 +64,7 @@ def features(
         body: the traced network and what it has of its own.
         weights: parameter name -> weight of every convolution and linear layer, in the compute dtype.
         segments: in order, together all rows; a single one where `folded`.
-        images: normalised [N, 3, H, W] in the compute dtype.
+        images: normalised [N, 3, H, W] in the compute dtype, in memory that may be written over by the next forward.
         kernels: the operators to use.
         folded: whether the norm behind a layer is in its weight.
         addressed: what each row's task has behind the layers; there are no segments then.
@@ -100,7 +100,7 @@ def features(
         for index in done:
             values[index] = None
     result: Tensor = values[program.result]
-    memories = {value.untyped_storage().data_ptr() for value in led.values()}
+    memories = {value.untyped_storage().data_ptr() for value in (images, *led.values())}
     return result.clone() if result.untyped_storage().data_ptr() in memories else result  # the next forward's too
 
 

@@ -12,10 +12,14 @@ from torch import Tensor
 from masks_store import Preprocess, normalise
 
 from .compiled import Compiled, compiled
+from .onednn import thread_memory
 
 
 def numbers_of(pixels: Tensor, preprocess: Preprocess, dtype: torch.dtype) -> Tensor:
-    """uint8 [N, H, W, 3] -> (x / 255 - mean) / std, [N, 3, H, W] of `dtype`, channels last."""
+    """uint8 [N, H, W, 3] -> (x / 255 - mean) / std, [N, 3, H, W] of `dtype`, channels last.
+
+    On a CPU they are valid until this thread's next call.
+    """
     library = compiled() if pixels.device.type == "cpu" else None
     if library is None:
         return normalised(pixels, preprocess, dtype)
@@ -28,9 +32,10 @@ def normalised(pixels: Tensor, preprocess: Preprocess, dtype: torch.dtype) -> Te
 
 
 def numbers_compiled(library: Compiled, pixels: Tensor, preprocess: Preprocess, dtype: torch.dtype) -> Tensor:
-    """`numbers_of` in C."""
+    """`numbers_of` in C, into memory that this thread keeps for it."""
     held = pixels.contiguous()
-    out = torch.empty(held.shape, dtype=dtype)
+    size = held.numel() * dtype.itemsize
+    out = thread_memory("numbers", size)[:size].view(dtype).view(held.shape)
     table = _table(preprocess, dtype)
     library.library.taskpack_pixels(
         out.data_ptr(), held.data_ptr(), table.data_ptr(), held.numel() // 3, out.element_size()

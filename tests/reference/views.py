@@ -48,6 +48,21 @@ def effective_weights(backbone: Backbone, lineage: Sequence[Artifact]) -> dict[s
     return result
 
 
+def claimed(backbone: Backbone, lineage: Sequence[Artifact]) -> dict[str, np.ndarray]:
+    """Parameter name -> bool: what the last version of a lineage owns, position by position."""
+    result: dict[str, np.ndarray] = {}
+    for name, kept in backbone.kept.items():
+        owned = [bool(k) for k in kept.flatten()]
+        own = [False] * len(owned)
+        for artifact in lineage:
+            claims = artifact.manifest.method != "piggyback" and f"mask/{name}" in artifact.tensors
+            bits = iter(_bits(artifact, f"mask/{name}")) if claims else iter(())
+            own = [claims and not o and next(bits) for o in owned]
+            owned = [o or new for o, new in zip(owned, own, strict=True)]
+        result[name] = np.array(own, bool).reshape(tuple(kept.shape))
+    return result
+
+
 def _bits(artifact: Artifact, name: str) -> list[bool]:
     info, payload = artifact.manifest.masks[name], artifact.tensors[name].numpy().tobytes()
     return bitmask.decode(bitmask.Coded(info.codec, info.bits, info.ones, payload)).tolist()

@@ -129,6 +129,30 @@ async def test_a_caller_who_leaves_while_sending_is_answered_by_nothing(shared: 
     assert 'taskpack_requests_total{code="499",task="birds"}' in (await shared.client.get("/metrics")).text
 
 
+async def test_a_raw_body_that_comes_in_one_piece_is_never_copied(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body, given, open_image = picture(), list[bytes](), images.open_image
+
+    def noted(data: bytes, **options: Any) -> Any:
+        given.append(data)
+        return open_image(data, **options)
+
+    monkeypatch.setattr(images, "open_image", noted)  # the real one, and what it was given
+    async with running(store) as web:
+        messages = [{"type": "http.request", "body": body}]
+
+        async def receive() -> dict[str, Any]:
+            if messages:
+                return messages.pop()
+            await asyncio.sleep(60)  # the caller waits for the answer
+            return {"type": "http.disconnect"}
+
+        assert await raw(web, receive, {"content-length": str(len(body))}) == 200
+    assert len(given) == 1
+    assert given[0] is body
+
+
 async def test_an_artifact_has_a_limit_of_its_own(store: Store) -> None:
     artifact = new_task(store, "cars")
     async with running(store, max_body_bytes=1000, max_artifact_bytes=len(artifact)) as web:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,8 @@ def test_every_value_of_a_pixel_becomes_torch_s_bits(library: Compiled, dtype: t
     pixels = torch.arange(256, dtype=torch.uint8).repeat(3, 1).T.reshape(2, 16, 8, 3)
     pixels = torch.cat([pixels, torch.randint(0, 256, pixels.shape, dtype=torch.uint8)])
     expected = normalised(pixels, PREPROCESS, dtype)
-    for found in (numbers_compiled(library, pixels, PREPROCESS, dtype), numbers_of(pixels, PREPROCESS, dtype)):
+    for numbers in (partial(numbers_compiled, library), numbers_of):
+        found = numbers(pixels, PREPROCESS, dtype)  # until the next call
         assert found.dtype == dtype
         assert bits(found).equal(bits(expected))
         assert found.is_contiguous(memory_format=torch.channels_last)

@@ -153,6 +153,30 @@ async def test_requests_that_wait_together_share_a_forward(store: Store) -> None
         assert gate.batches == [1, 4]
 
 
+async def test_the_next_task_s_view_is_written_while_another_worker_s_forward_is_under_way(store: Store) -> None:
+    """Up to its own forward: the second worker stands at the gate, too, and the first has not come through it."""
+    versions = [live.add(store, f"task{i}", "packnet", seed=i, share=0.2) for i in range(5)]
+    images = rig.pictures(store.backbone, 1, 5)
+    async with gated(store, workers=2, slot_bytes=0) as (serving, gate):
+        for version in versions:  # into three slots: the first is in none of them any more
+            await serving.infer(version, images)
+        running, unwritten = versions[-1], versions[0]
+        gate.shut()
+        first = asyncio.create_task(serving.infer(running, images))
+        await gate.reached()
+        gate.entered.clear()
+        before = serving.stats()
+        second = asyncio.create_task(serving.infer(unwritten, images))
+        await gate.reached()
+        after = serving.stats()
+        assert (after.slot_misses, after.slot_hits) == (before.slot_misses + 1, before.slot_hits)
+        assert after.slot_load_seconds.count == before.slot_load_seconds.count + 1, "the view is whole"
+        assert gate.batches == []
+        gate.open.set()
+        for version, answer in zip((running, unwritten), await asyncio.gather(first, second), strict=True):
+            rig.check(live.expected(store, version, images), answer.logits)
+
+
 async def test_cancelled_and_late_requests_cost_no_forward(store: Store) -> None:
     version = live.add(store, "birds", "clr")
     async with gated(store) as (serving, gate):
