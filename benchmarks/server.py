@@ -35,7 +35,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -63,16 +63,16 @@ class Ours(Server):
 
     flags: tuple[str, ...] = ()
 
-    def command(self, tasks: Tasks, port: int, python: str) -> list[str]:
+    def command(self, tasks: Tasks, port: int, pythons: Mapping[str, str]) -> list[str]:
         """What starts it."""
-        return [*super().command(tasks, port, python), *self.flags]
+        return [*super().command(tasks, port, pythons), *self.flags]
 
 
 @dataclass(frozen=True)
 class Bare(Server):
     """The least that answers over HTTP."""
 
-    def command(self, tasks: Tasks, port: int, python: str) -> list[str]:
+    def command(self, tasks: Tasks, port: int, pythons: Mapping[str, str]) -> list[str]:
         """What starts it."""
         flags = ["--port", str(port), "--dtype", "bf16" if self.bf16 else "fp32"]
         return [sys.executable, "-m", "benchmarks.bare_route", str(tasks.store), *flags]
@@ -128,7 +128,7 @@ def view_bytes(tasks: Tasks) -> int:
 def measure_tasks(tasks: Tasks, server: Server, rounds: int, seconds: float) -> list[float]:
     """Per round, the rate for all tasks over that for the first."""
     with (
-        started(server, tasks, sys.executable) as running,
+        started(server, tasks, {}) as running,
         Callers(server, running, tasks, tasks.names, CALLERS) as everyone,
         Callers(server, running, tasks, tasks.names[:1], CALLERS) as one,
     ):
@@ -152,9 +152,9 @@ def measure_http(
     floor: list[Lone] = []
     least = Bare("taskpack", tuned=False, bf16=dtype == "bf16", cores=1)
     with (
-        started(server, tasks, sys.executable) as running,
+        started(server, tasks, {}) as running,
         Callers(server, running, tasks, tasks.names[:1], CALLERS) as callers,
-        started(least, tasks, sys.executable) as bare_route,
+        started(least, tasks, {}) as bare_route,
         Callers(least, bare_route, tasks, tasks.names[:1], 1) as its_caller,
     ):
         callers.wait_until_ready()
@@ -213,7 +213,7 @@ def measure_registration(
     took: list[Registration] = []
     ratios: list[float] = []
     with (
-        started(server, tasks, sys.executable) as running,
+        started(server, tasks, {}) as running,
         Callers(server, running, tasks, tasks.names, asking) as callers,
         httpx.Client(base_url=running.url, trust_env=False, timeout=60) as admin,
     ):

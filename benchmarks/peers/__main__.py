@@ -1,4 +1,4 @@
-"""Our server beside LitServe, Ray Serve and plain FastAPI, each of which serves a full network per task.
+"""Our server beside LitServe, Ray Serve, TorchServe, Triton and plain FastAPI, each with a full network per task.
 
     python -m benchmarks.peers [--tasks 1 8] [--rounds 5] [--seconds 10] [--out FILE.json] [--figures FOLDER]
 
@@ -36,8 +36,11 @@ def main() -> None:
         runs = [Run(**run) for run in json.loads(args.draw.read_text())["runs"]]
         print("\n".join(map(str, figures.draw(runs, args.figures or args.draw.parent))))
         return
-    python = python_with("peers", REQUIREMENTS, args.venv)
     servers = [server for server in contestants(args.cores) if not args.servers or server.name in args.servers]
+    pythons = {
+        name: python_with(name, REQUIREMENTS[name], args.venvs and args.venvs / name)
+        for name in sorted({server.environment for server in servers if not server.ours})
+    }
     told: dict[str, Any] = setting(args)
     runs: list[Run] = []
     left_out: list[str] = []
@@ -50,7 +53,7 @@ def main() -> None:
         counts = sorted(args.tasks)
         stores = [make(Path(folder, str(count)), args.arch, args.size, count) for count in counts]
         measuring = measure(
-            servers, stores, python, rounds=args.rounds, seconds=args.seconds, connections=args.connections, say=say
+            servers, stores, pythons, rounds=args.rounds, seconds=args.seconds, connections=args.connections, say=say
         )
         for run in measuring:
             runs.append(run)
@@ -81,7 +84,7 @@ def arguments(given: list[str]) -> argparse.Namespace:
     parser.add_argument("--arch", default="resnet18")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--servers", nargs="+", choices=names, metavar="NAME", help=f"some of: {', '.join(names)}")
-    parser.add_argument("--venv", type=Path, help="the peers' environment; by default in the cache")
+    parser.add_argument("--venvs", type=Path, help="folder of the peers' environments; by default the cache")
     parser.add_argument("--out", type=Path, help="every run as JSON, written after each")
     parser.add_argument("--figures", type=Path, help="folder for PNGs")
     parser.add_argument("--draw", type=Path, metavar="FILE.json", help="only draw what --out wrote")
@@ -100,7 +103,7 @@ def setting(args: argparse.Namespace) -> dict[str, Any]:
         "seconds": args.seconds,
         "versions": {"python": platform.python_version(), "torch": torch.__version__}
         | {name: metadata.version(name) for name in ("taskpack", "torchvision", "fastapi", "uvicorn")}
-        | {requirement.split("==")[0]: requirement.split("==")[1] for requirement in REQUIREMENTS},
+        | dict(requirement.split("==") for requirements in REQUIREMENTS.values() for requirement in requirements),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
         "load_before": os.getloadavg()[0],
     }

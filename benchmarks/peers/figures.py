@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from .runs import PERCENTILES, Run
+from .servers import KINDS
 from .tables import MIB, counts_of, middle, names_of, of
 
-OURS, MARKS = "#C85200", "osD^v"
+OURS, MARKS = "#C85200", "osD^vX"
 SHADES = {"as written fp32": "#A2C8EC", "tuned fp32": "#5F9ED1", "tuned bf16": "#006BA4"}
 
 
@@ -40,8 +41,7 @@ def _look(name: str) -> tuple[str, str, str]:
     if name.startswith("taskpack"):
         return OURS, "*" if name.endswith("bf16") else "P", "-." if "sparing" in name else "-"
     way = name.removeprefix(kind).strip()
-    kinds = ["fastapi", "litserve", "litserve batching", "ray"]
-    return SHADES[way], MARKS[kinds.index(kind)], ":" if way.startswith("as") else "--"
+    return SHADES[way], MARKS[KINDS.index(kind) - 2], ":" if way.startswith("as") else "--"
 
 
 def _by_tasks(runs: Sequence[Run], label: str, figure: Callable[[Run], float]) -> Figure:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -50,7 +50,7 @@ class Run:
 def measure(
     servers: Sequence[Server],
     stores: Sequence[Tasks],
-    python: str,
+    pythons: Mapping[str, str],
     *,
     rounds: int,
     seconds: float,
@@ -62,7 +62,7 @@ def measure(
     Args:
         servers: the contestants.
         stores: what they serve, one number of tasks after the other.
-        python: the interpreter of the peers' environment.
+        pythons: the interpreter of each of the peers' environments.
         rounds: how often each is measured.
         seconds: under load, each time; a third of it before, to warm up.
         connections: callers at once.
@@ -72,19 +72,19 @@ def measure(
         for tasks in stores:
             for server in servers if turn % 2 else list(reversed(servers)):
                 try:
-                    yield one(server, tasks, python, turn, seconds, connections)
+                    yield one(server, tasks, pythons, turn, seconds, connections)
                 except PeerFailed as error:
                     say(f"left out: {error}")
 
 
-def one(server: Server, tasks: Tasks, python: str, turn: int, seconds: float, connections: int) -> Run:
+def one(server: Server, tasks: Tasks, pythons: Mapping[str, str], turn: int, seconds: float, connections: int) -> Run:
     """Start, check, warm up, measure, end.
 
     Raises:
         PeerFailed: it does not start, fails under load, or answers wrongly.
     """
     with (
-        started(server, tasks, python) as running,
+        started(server, tasks, pythons) as running,
         Callers(server, running, tasks, tasks.names, connections) as callers,
     ):
         callers.wait_until_ready()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import socket
 import subprocess
@@ -13,17 +14,23 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from . import memory
 from .tasks import Tasks
 
 CONTENDERS = Path(__file__).parent / "contenders"
 ROOT = Path(__file__).parents[2]
-REQUIREMENTS = ("litserve==0.2.19", "ray[serve]==2.60.0", "simplejpeg==1.9.0")
+REQUIREMENTS = {
+    "peers": ("litserve==0.2.19", "ray[serve]==2.60.0", "torchserve==0.12.0", "simplejpeg==1.9.0"),
+    "peers-triton": ("nvidia-pytriton==0.7.0", "simplejpeg==1.9.0"),  # wants an older numpy
+}
+"""Environment -> what is installed there."""
 
-Kind = Literal["taskpack", "taskpack sparing", "fastapi", "litserve", "litserve batching", "ray"]
-KINDS: tuple[Kind, ...] = ("taskpack", "taskpack sparing", "fastapi", "litserve", "litserve batching", "ray")
+Kind = Literal[
+    "taskpack", "taskpack sparing", "fastapi", "litserve", "litserve batching", "ray", "torchserve", "triton"
+]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 BATCH = 8
 
 
@@ -54,8 +61,13 @@ class Server:
         way = "" if self.ours else " tuned" if self.tuned else " as written"
         return f"{self.kind}{way} {'bf16' if self.bf16 else 'fp32'}"
 
-    def command(self, tasks: Tasks, port: int, python: str) -> list[str]:
-        """What starts it; `python` is the interpreter of the peers' environment."""
+    @property
+    def environment(self) -> str:
+        """The one of `REQUIREMENTS` that a peer runs in."""
+        return "peers-triton" if self.kind == "triton" else "peers"
+
+    def command(self, tasks: Tasks, port: int, pythons: Mapping[str, str]) -> list[str]:
+        """What starts it; `pythons` has the interpreter of each environment."""
         if self.ours:
             flags = ["--port", str(port), "--workers", str(self.cores), "--dtype", "bf16" if self.bf16 else "fp32"]
             flags += ["--slot-bytes", "1"] * (self.kind == "taskpack sparing")
@@ -66,15 +78,19 @@ class Server:
         flags += ["--tuned"] * self.tuned + ["--bf16"] * self.bf16
         processes, threads = (1, self.cores) if batching else (self.cores, 1)
         flags += ["--processes", str(processes), "--threads", str(threads), "--batch", str(BATCH if batching else 1)]
-        return [python, str(program), *flags]
+        return [pythons[self.environment], str(program), *flags]
 
     def asked(self, task: str, file: bytes) -> dict[str, Any]:
         """Arguments of httpx's `request` for one picture of one task."""
         if self.kind.startswith("litserve"):
             return {"url": "/predict", "json": {"task": task, "image": base64.b64encode(file).decode()}}
+        if self.kind == "triton":
+            return _asked_of_triton(task, file)
         headers = {"Content-Type": "image/jpeg"}
         if self.kind == "ray":
             return {"url": "/", "content": file, "headers": headers | {"serve_multiplexed_model_id": task}}
+        if self.kind == "torchserve":
+            return {"url": "/predictions/tasks", "content": file, "headers": headers | {"task": task}}
         return {"url": "/predict", "params": {"task": task}, "content": file, "headers": headers}
 
     def answer(self, told: Mapping[str, Any]) -> tuple[int, float]:
@@ -82,7 +98,21 @@ class Server:
         if self.ours:
             best = told["predictions"][0]["labels"][0]
             return best["id"], best["score"]
+        if self.kind == "triton":
+            told = {output["name"]: output["data"][0] for output in told["outputs"]}
         return int(told["class"]), told["score"]
+
+
+def _asked_of_triton(task: str, file: bytes) -> dict[str, Any]:
+    """JSON, and behind it the picture as Triton has bytes: after their number (uint32, little-endian)."""
+    image = len(file).to_bytes(4, "little") + file
+    inputs = [
+        {"name": "task", "shape": [1], "datatype": "BYTES", "data": [task]},
+        {"name": "image", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(image)}},
+    ]
+    told = json.dumps({"inputs": inputs}).encode()
+    headers = {"Inference-Header-Content-Length": str(len(told))}
+    return {"url": "/v2/models/tasks/infer", "content": told + image, "headers": headers}
 
 
 def contestants(cores: int) -> list[Server]:
@@ -107,7 +137,7 @@ class Started:
 
 
 @contextmanager
-def started(server: Server, tasks: Tasks, python: str) -> Generator[Started]:
+def started(server: Server, tasks: Tasks, pythons: Mapping[str, str]) -> Generator[Started]:
     """Start a server, with all that it starts; none is left behind the block."""
     mark, port = uuid.uuid4().hex, _free_port()
     paths = [str(ROOT), os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else [str(ROOT)]
@@ -118,7 +148,7 @@ def started(server: Server, tasks: Tasks, python: str) -> Generator[Started]:
         log = Path(folder, "log")
         with log.open("wb") as out:
             process = subprocess.Popen(
-                server.command(tasks, port, python), stdout=out, stderr=out, env=environment, cwd=folder
+                server.command(tasks, port, pythons), stdout=out, stderr=out, env=environment, cwd=folder
             )
         try:
             yield Started(f"http://127.0.0.1:{port}", mark, log, process)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 import subprocess
 import sys
 import uuid
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,12 +21,13 @@ from torchvision import models
 
 from benchmarks.peers import figures, memory
 from benchmarks.peers.runs import Run, measure
-from benchmarks.peers.servers import Server, contestants
+from benchmarks.peers.servers import CONTENDERS, REQUIREMENTS, Kind, Server, contestants
 from benchmarks.peers.tables import servers_table, targets
 from benchmarks.peers.tasks import Tasks, make
 from masks_store import Preprocess, normalise, open_image, pixels, to_batch
 
 pytestmark = pytest.mark.timeout(300)
+HERE = dict.fromkeys(REQUIREMENTS, sys.executable)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +54,7 @@ def test_the_peers_networks_are_the_stores_tasks(tasks: Tasks) -> None:
 def test_our_server_and_plain_fastapi_are_measured_and_answer_alike(tasks: Tasks) -> None:
     servers = [Server("taskpack", False, False, 1), Server("fastapi", False, False, 1)]
     left_out: list[str] = []
-    told = measure(servers, [tasks], sys.executable, rounds=1, seconds=0.3, connections=2, say=left_out.append)
+    told = measure(servers, [tasks], HERE, rounds=1, seconds=0.3, connections=2, say=left_out.append)
     runs = list(told)
     assert left_out == []
     assert [(run.server, run.tasks, run.same == run.answers) for run in runs] == [
@@ -58,14 +65,93 @@ def test_our_server_and_plain_fastapi_are_measured_and_answer_alike(tasks: Tasks
     assert all(0 < run.latency_ms["p50"] <= run.latency_ms["p90"] <= run.latency_ms["p99"] for run in runs)
 
 
-def test_a_server_that_does_not_start_is_left_out_with_its_own_words(tasks: Tasks) -> None:
+@pytest.mark.parametrize(("kind", "missing"), [("ray", "ray"), ("torchserve", "ts"), ("triton", "pytriton")])
+def test_a_server_that_does_not_start_is_left_out_with_its_own_words(tasks: Tasks, kind: Kind, missing: str) -> None:
     left_out: list[str] = []
-    unknown = [Server("ray", False, False, 1)]  # no ray in this environment
-    told = measure(unknown, [tasks], sys.executable, rounds=1, seconds=0.1, connections=1, say=left_out.append)
+    unknown = [Server(kind, False, False, 1)]  # not in this environment
+    told = measure(unknown, [tasks], HERE, rounds=1, seconds=0.1, connections=1, say=left_out.append)
     assert list(told) == []
     assert len(left_out) == 1
-    assert "ray as written fp32 did not start" in left_out[0]
-    assert "No module named 'ray'" in left_out[0]
+    assert f"{kind} as written fp32 did not start" in left_out[0]
+    assert f"No module named '{missing}'" in left_out[0]
+
+
+@pytest.fixture
+def contender(tasks: Tasks, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Imports a contender's program as its server does, which told it of the tasks."""
+    monkeypatch.syspath_prepend(str(CONTENDERS))
+    monkeypatch.setenv("PEER_ARGUMENTS", f"--folder\n{tasks.networks}\n--port\n0")
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)  # this process is the tests'
+    return importlib.import_module
+
+
+class Context:
+    """What TorchServe tells a handler of its requests."""
+
+    def __init__(self, headers: list[dict[str, str]]) -> None:
+        self._headers = headers
+
+    def get_request_header(self, index: int, key: str) -> str:
+        return self._headers[index][key]
+
+
+def test_torchserves_handler_answers_as_the_reference(tasks: Tasks, contender: Callable[[str], ModuleType]) -> None:
+    handler = contender("torchserve_handler").Classifiers()
+    handler.initialize(None)
+    asked = [(name, i) for name in tasks.names for i in range(2)]
+    server = Server("torchserve", False, False, 1)
+    requests = [server.asked(name, tasks.files[i]) for name, i in asked]
+    assert {request["url"] for request in requests} == {"/predictions/tasks"}
+    bodies = [{"body": bytearray(request["content"])} for request in requests]
+    found = handler.handle(bodies, Context([request["headers"] for request in requests]))
+    for (name, i), answer in zip(asked, found, strict=True):
+        expected = tasks.expected[name][i]
+        assert server.answer(answer) == (expected.label, pytest.approx(expected.score, abs=1e-3))
+
+
+def test_torchserve_listens_on_this_machine_alone(contender: Callable[[str], ModuleType]) -> None:
+    told = dict(line.split("=") for line in contender("torchserve_server").settings(8123, 2).splitlines())
+    addresses = {key: value for key, value in told.items() if key.endswith("address")}
+    assert len(addresses) == 5
+    assert set(addresses.values()) == {"http://127.0.0.1:8123", "127.0.0.1"}
+    assert (told["disable_token_authorization"], told["enable_metrics_api"]) == ("true", "false")
+    assert told["default_workers_per_model"] == "2"
+
+
+class Tensor:
+    """Of Triton's Python backend."""
+
+    def __init__(self, name: str, values: np.ndarray[Any, Any]) -> None:
+        self.name, self._values = name, values
+
+    def as_numpy(self) -> np.ndarray[Any, Any]:
+        return self._values
+
+
+def test_tritons_model_answers_as_the_reference(
+    tasks: Tasks, contender: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = ModuleType("triton_python_backend_utils")  # requests are dicts here, and a response is its tensors
+    backend.__dict__.update(Tensor=Tensor, InferenceResponse=lambda output_tensors: output_tensors)
+    backend.__dict__["get_input_tensor_by_name"] = lambda request, name: Tensor(name, np.array([request[name]], object))
+    monkeypatch.setitem(sys.modules, backend.__name__, backend)
+    model = contender("triton_model").TritonPythonModel()
+    model.initialize({})
+    server = Server("triton", False, False, 1)
+    for name in tasks.names:
+        (response,) = model.execute([{"task": name.encode(), "image": tasks.files[0]}])
+        outputs = [{"name": tensor.name, "data": tensor.as_numpy().tolist()} for tensor in response]
+        expected = tasks.expected[name][0]
+        assert server.answer({"outputs": outputs}) == (expected.label, pytest.approx(expected.score, abs=1e-3))
+
+
+def test_a_picture_for_triton_follows_the_json_that_says_its_length() -> None:
+    asked = Server("triton", False, False, 1).asked("task-0000", b"a picture")
+    end = int(asked["headers"]["Inference-Header-Content-Length"])
+    task, image = json.loads(asked["content"][:end])["inputs"]
+    assert task["data"] == ["task-0000"]
+    assert asked["content"][end:] == b"\x09\0\0\0a picture"
+    assert image["parameters"] == {"binary_data_size": 13}
 
 
 def test_every_process_that_a_server_starts_is_counted_and_ended() -> None:
