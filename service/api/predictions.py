@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from pydantic_core import to_json
+import orjson
 
 from masks_store import Version
 
@@ -70,14 +70,14 @@ def _results(
 
 def _answer(record: RequestRecord, answer: Answer, images: Sequence[Pixels | Bad], top_k: int) -> Iterator[bytes]:
     version = answer.version
-    head = to_json({"task": version.task, "version": version.version})
+    head = orjson.dumps({"task": version.task, "version": version.version})
     yield head.removesuffix(b"}") + b',"predictions":['
     ranked = iter(()) if answer.logits is None else zip(*rank(answer.logits, top_k), strict=True)
     for place, image in enumerate(images):
         if place:
             yield b","
         if isinstance(image, Bad):
-            yield to_json({"status": "error", "error": image.reason})
+            yield orjson.dumps({"status": "error", "error": image.reason})
         else:
             yield b'{"status":"ok","labels":['
             yield from _labels(*next(ranked), version.manifest.classes)
@@ -88,9 +88,9 @@ def _answer(record: RequestRecord, answer: Answer, images: Sequence[Pixels | Bad
         "infer": answer.infer_ms,
         "total": record.elapsed * 1e3,
     }
-    yield b'],"timing_ms":' + to_json({stage: round(ms, 3) for stage, ms in timing.items()})
+    yield b'],"timing_ms":' + orjson.dumps({stage: round(ms, 3) for stage, ms in timing.items()})
     if answer.auto is not None:
-        yield b',"auto":' + to_json({"score": answer.auto})
+        yield b',"auto":' + orjson.dumps({"score": answer.auto})
     yield b"}"
 
 
@@ -101,4 +101,4 @@ def _labels(ids: npt.NDArray[np.intp], scores: npt.NDArray[np.float64], classes:
         pairs = zip(ids[some].tolist(), scores[some].tolist(), strict=True)
         if start:
             yield b","
-        yield to_json([{"id": i, "name": classes[i], "score": score} for i, score in pairs])[1:-1]
+        yield orjson.dumps([{"id": i, "name": classes[i], "score": score} for i, score in pairs])[1:-1]
