@@ -82,7 +82,11 @@ def main(given: Sequence[str] | None = None) -> None:
         found = measured(arch, arguments.size, arguments.batch, arguments.rounds)
         ratio = min(found["whole"], found["eager"]) / found["half"]
         rows.append(
-            {"arch": arch, "ms": {name: round(ms, 1) for name, ms in found.items()}, "ratio": judged(ratio, TARGET)}
+            {
+                "arch": arch,
+                "ms": {name: float(f"{ms:.4g}") for name, ms in found.items()},
+                "ratio": judged(ratio, TARGET),
+            }
         )
         times = "  ".join(f"{name} {ms:.1f}" for name, ms in found.items())
         print(f"{arch:12} {times}  ratio {ratio:.2f}  {TARGET.told(ratio)}")

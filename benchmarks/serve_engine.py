@@ -234,7 +234,7 @@ def main(given: Sequence[str] | None = None) -> None:
                     "arch": arch,
                     "dtype": dtype,
                     "batch": batch,
-                    "cpu_ms": {name: round(ms, 2) for name, ms in medians(taken).items()},
+                    "cpu_ms": {name: float(f"{ms:.4g}") for name, ms in medians(taken).items()},
                     "x_eager": x_eager(taken),
                     "mixed": {name: judged(*found) for name, found in mixed(taken, batch).items()},
                 }
