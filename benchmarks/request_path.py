@@ -5,8 +5,9 @@
 
 The server and its load are those of `benchmarks.server`: one worker of one thread, ten nested PackNet tasks drawn at
 random with slots for all, JPEGs, 16 callers. py-spy looks at every thread of the server a hundred times a second and
-keeps what is not waiting. A sample belongs to the phase of its innermost function that has one, `PHASES`; what a
-library does for a phase is that phase's. A share is of all samples; the machine's other work is in none.
+keeps what is not waiting, as far as it can tell. A sample belongs to the phase of its innermost function that has one,
+`PHASES`; what a library does for a phase is that phase's. A share is of all samples; the machine's other work is in
+none.
 """
 
 from __future__ import annotations
@@ -58,6 +59,9 @@ PHASES = {
     ),
     "engine": ("service/engine/",),
     "writing the answer": ("service/api/answers", "service/api/predictions", "service/api/ranking"),
+    "handing over between threads": ("concurrent/futures/_base", "asyncio/futures"),
+    "the event loop: sockets, waking": ("asyncio/runners",),
+    "threads that look for work": ("concurrent/futures/thread",),
     "the rest of ours": ("service/", "masks_store/", "taskpack"),
     "the rest of the framework": (
         "starlette/",
@@ -137,7 +141,7 @@ def main(given: Sequence[str] | None = None) -> None:
     whole = sum(found.values())
     print(f"{done} requests in {arguments.seconds:g} s, {whole} samples; one worker of one thread")
     for phase, count in found.items():
-        print(f"{phase:28} {100 * count / whole:6.1f} %")
+        print(f"{phase:32} {100 * count / whole:6.1f} %")
     summary = {
         "benchmark": "request_path",
         "arch": arguments.arch,
