@@ -33,7 +33,7 @@ from benchmarks.runtimes import Forward, Setting, eager_forward, taskpack_forwar
 from service.engine import Kernels
 
 KINDS = {
-    "convolutions": ("mkldnn_convolution", "_convolution_pointwise", "_convolution_pointwise_", "thnn_conv2d"),
+    "convolutions": ("mkldnn_convolution", "_convolution_pointwise", "_convolution_pointwise_", "_slow_conv2d_forward"),
     "norms": ("native_batch_norm", "batch_norm", "_native_batch_norm_legit_no_training"),
     "activations, additions": ("clamp_min_", "clamp_min", "relu_", "relu", "add_", "add"),
     "pooling": ("max_pool2d_with_indices", "mean", "sum", "adaptive_avg_pool2d"),
