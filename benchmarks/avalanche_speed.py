@@ -207,7 +207,12 @@ def main() -> None:
     print(f"target {TARGET:g}: {'reached' if result['ratio'] >= TARGET else 'missed'}")
     versions = {"avalanche": AVALANCHE} | {name: metadata.version(name) for name in ("taskpack", "torch")}
     machine = f"{platform.machine()}, {os.cpu_count()} cores, one thread each"
-    setting = {"rounds": arguments.rounds, "train_images": arguments.train_images, "batch": arguments.batch}
+    setting = {
+        "threads": 1,
+        "rounds": arguments.rounds,
+        "train_images": arguments.train_images,
+        "batch": arguments.batch,
+    }
     print(json.dumps(result | {"target": TARGET, "machine": machine, "versions": versions} | setting))
 
 

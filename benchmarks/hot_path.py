@@ -1,10 +1,12 @@
 """Where each millisecond of a forward goes: the plain network in torch, and the engine for a task that can be swapped.
 
     python -m benchmarks.hot_path [--arch resnet50 resnet18] [--dtype fp32 bf16] [--batch 1] [--forwards 20]
+                                  [--rounds 5]
 
-One thread, wall milliseconds of a forward. `eager` is sorted by torch's profiler into what computes: the convolutions,
-norms, activations and additions of their own, pooling, the head, and what brings pixels into place; `rest` is what the
-call takes beside them: Python, the queue of operators, allocation. A profiled call is slower than one that is not.
+One worker of one thread, the engine alone, wall milliseconds of a forward, the median of the rounds. `eager` is sorted
+by torch's profiler into what computes: the convolutions, norms, activations and additions of their own, pooling, the
+head, and what brings pixels into place; `rest` is what the call takes beside them: Python, the queue of operators,
+allocation. A profiled call is slower than one that is not.
 `by step` is the engine with a clock around each of its operators, which keeps it from doing its first steps in one
 call; its convolutions have the norms, additions and activations in them. `taskpack` is the engine as it is, in whole.
 The contestants are those of benchmarks.runtimes and take turns.
@@ -18,7 +20,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import metadata
 from itertools import product
@@ -31,7 +33,7 @@ from benchmarks.runtimes import Forward, Setting, eager_forward, taskpack_forwar
 from service.engine import Kernels
 
 KINDS = {
-    "convolutions": ("mkldnn_convolution", "_convolution_pointwise", "_convolution_pointwise_", "thnn_conv2d"),
+    "convolutions": ("mkldnn_convolution", "_convolution_pointwise", "_convolution_pointwise_", "_slow_conv2d_forward"),
     "norms": ("native_batch_norm", "batch_norm", "_native_batch_norm_legit_no_training"),
     "activations, additions": ("clamp_min_", "clamp_min", "relu_", "relu", "add_", "add"),
     "pooling": ("max_pool2d_with_indices", "mean", "sum", "adaptive_avg_pool2d"),
@@ -104,7 +106,7 @@ def lasting(forward: Forward, forwards: int) -> float:
     return (time.perf_counter() - started) * 1e3 / forwards
 
 
-def measure(setting: Setting, forwards: int, rounds: int = 5) -> dict[str, dict[str, float]]:
+def measure(setting: Setting, forwards: int, rounds: int) -> dict[str, dict[str, float]]:
     """Contestant -> row -> median milliseconds."""
     clock = Clock()
     eager, whole = eager_forward(setting, Path()), taskpack_forward(setting, Path())
@@ -123,27 +125,43 @@ def measure(setting: Setting, forwards: int, rounds: int = 5) -> dict[str, dict[
     }
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Print a table for each network, then one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", nargs="+", default=["resnet50", "resnet18"])
     parser.add_argument("--dtype", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--forwards", type=int, default=20)
-    arguments = parser.parse_args()
+    parser.add_argument("--forwards", type=int, default=20, help="of a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args(given)
     torch.set_num_threads(1)
     results: list[dict[str, object]] = []
     for arch, dtype in product(arguments.arch, arguments.dtype):
-        found = measure(Setting(arch, dtype, arguments.batch, arguments.size, 1), arguments.forwards)
+        setting = Setting(arch, dtype, arguments.batch, arguments.size, 1)
+        found = measure(setting, arguments.forwards, arguments.rounds)
         results.append({"arch": arch, "dtype": dtype, **found})
-        print(f"{arch} {dtype}: ms a forward\n{'':24}" + "".join(f"{name:>10}" for name in found))
+        print(
+            f"{arch} {dtype}: ms a forward, one worker of one thread\n{'':24}"
+            + "".join(f"{name:>10}" for name in found)
+        )
         for row in ROWS:
             print(f"{row:24}" + "".join(f"{rows[row]:10.2f}" if row in rows else f"{'':10}" for rows in found.values()))
         print(f"{'all':24}" + "".join(f"{sum(rows.values()):10.2f}" for rows in found.values()), flush=True)
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
-    versions = {name: metadata.version(name) for name in ("taskpack", "torch", "torchvision")}
-    print(json.dumps({"batch": arguments.batch, "rows": results, "machine": machine, "versions": versions}))
+    summary = {
+        "benchmark": "hot_path",
+        "batch": arguments.batch,
+        "size": arguments.size,
+        "workers": 1,
+        "threads": 1,
+        "forwards": arguments.forwards,
+        "rounds": arguments.rounds,
+        "rows": results,
+        "versions": {name: metadata.version(name) for name in ("taskpack", "torch", "torchvision")},
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
+        "load": os.getloadavg()[0],
+    }
+    print(json.dumps(summary))
 
 
 if __name__ == "__main__":

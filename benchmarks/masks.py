@@ -1,8 +1,8 @@
 """Coded masks: size against the entropy bound, and decoding speed.
 
-    python benchmarks/masks.py [--bits 8000000] [--rounds 7]        under half a minute, one thread
+    python benchmarks/masks.py [--bits 8000000] [--arch resnet50] [--rounds 7]        under half a minute, one thread
 
-Random masks at several shares of ones, then a ResNet-50's ten nested claims over its real layers. Speed is bitmap
+Random masks at several shares of ones, then a network's ten nested claims over its real layers. Speed is bitmap
 bytes (bits / 8) per second of this process's CPU time, median of the rounds, from payload to one bool per position.
 Targets: at most 1.03 x the entropy bound for shares from .1 up, 1.05 below; 100 MB of bitmap per second from .1 up.
 """
@@ -16,7 +16,7 @@ import platform
 import statistics
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -50,11 +50,11 @@ def row(mask: bitmask.Bits, rounds: int) -> dict[str, float | str]:
     }
 
 
-def nested_claims(keep: float, take: float, tasks: int) -> dict[str, float]:
+def nested_claims(arch: str, keep: float, take: float, tasks: int) -> dict[str, float]:
     """A backbone's kept mask and `tasks` claims of `take` of what is free, each coded over what is free before it."""
     random = np.random.default_rng(0)
     coded, bound, raw = 0, 0.0, 0
-    for weight in packable(build("resnet50")).values():
+    for weight in packable(build(arch)).values():
         free = weight.numel()
         for share in (keep, *[take] * tasks):
             mask = random.random(free) < share
@@ -73,12 +73,13 @@ def machine() -> str:
     return f"{model}, {os.cpu_count()} cores"
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Print the table, then one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bits", type=int, default=8_000_000, help="positions in each random mask")
+    parser.add_argument("--arch", default="resnet50", help="whose layers the nested claims are of")
     parser.add_argument("--rounds", type=int, default=7, help="decodings timed, of which the median counts")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
 
     print(f"{'ones':>6}  {'codec':8} {'x entropy':>9} {'encode MB/s':>12} {'decode MB/s':>12} {'with zlib':>10}")
     rows: dict[str, dict[str, float | str]] = {}
@@ -96,10 +97,10 @@ def main() -> None:
             f" {found['decode_zlib']:>10.0f}"
         )
     bitmask.inflater = fast
-    claims = {f"keep {keep}": nested_claims(keep, 0.25, 10) for keep in (0.5, 0.25)}
+    claims = {f"keep {keep}": nested_claims(arguments.arch, keep, 0.25, 10) for keep in (0.5, 0.25)}
     for name, sizes in claims.items():
         print(
-            f"ResNet-50, {name}, ten nested claims: {sizes['coded_mb']:.2f} MB, {sizes['ratio']:.4f} x entropy;"
+            f"{arguments.arch}, {name}, ten nested claims: {sizes['coded_mb']:.2f} MB, {sizes['ratio']:.4f} x entropy;"
             f" separate bitmaps {sizes['separate_bitmaps_mb']:.1f} MB"
         )
     worst_dense = max(float(rows[str(s)]["ratio"]) for s in SHARES if s >= 0.1)
@@ -113,8 +114,11 @@ def main() -> None:
         "slowest_decode_mb_s_from_0.1": slowest,
         "reached": worst_dense <= 1.03 and worst_sparse <= 1.05 and slowest >= 100,
         "rows": rows,
-        "resnet50": {name: {k: round(v, 4) for k, v in sizes.items()} for name, sizes in claims.items()},
+        "arch": arguments.arch,
+        "claims": {name: {k: round(v, 4) for k, v in sizes.items()} for name, sizes in claims.items()},
+        "workers": 1,
         "threads": 1,
+        "rounds": arguments.rounds,
         "inflater": fast.__name__,
         "versions": {
             "python": platform.python_version(),

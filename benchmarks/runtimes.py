@@ -286,6 +286,7 @@ def main() -> None:
     rows = [measured(setting, python, arguments.rounds, arguments.calls) for setting in settings]
     summary = {
         "benchmark": "runtimes",
+        "workers": 1,
         "rounds": arguments.rounds,
         "calls": arguments.calls,
         "rows": rows,

@@ -74,7 +74,8 @@ def main() -> None:
                 print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
     versions = {name: metadata.version(name) for name in ("taskpack", "torch", "torchvision")}
-    print(json.dumps({"batch": arguments.batch, "rows": rows, "machine": machine} | versions))
+    setting = {"batch": arguments.batch, "threads": 1, "rounds": arguments.rounds}
+    print(json.dumps(setting | {"rows": rows, "machine": machine} | versions))
 
 
 if __name__ == "__main__":

@@ -109,7 +109,8 @@ def main() -> None:
         print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
     versions = {name: metadata.version(name) for name in ("taskpack", "torch")}
-    print(json.dumps({"arch": arguments.arch, "batch": arguments.batch, "rows": rows, "machine": machine} | versions))
+    setting = {"arch": arguments.arch, "batch": arguments.batch, "threads": 1, "rounds": arguments.rounds}
+    print(json.dumps(setting | {"rows": rows, "machine": machine} | versions))
 
 
 if __name__ == "__main__":

@@ -19,13 +19,14 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Row:
-    """One target: `value` must be at most (`at_most`) or at least `target`."""
+    """One target: `value` must be at most (`at_most`) or at least `target`; to be as good as `goal` is not asked."""
 
     name: str
     target: float
     value: float
     unit: str
     at_most: bool
+    goal: float | None = None
 
     @property
     def passes(self) -> bool:
@@ -54,13 +55,16 @@ class Bench:
         if self.on_gpu:
             torch.cuda.synchronize()
 
-    def row(self, name: str, target: float, value: float, unit: str, *, at_most: bool = False) -> None:
+    def row(
+        self, name: str, target: float, value: float, unit: str, *, at_most: bool = False, goal: float | None = None
+    ) -> None:
         """Note a target's value and print it."""
-        made = Row(name, target, value, unit, at_most)
+        made = Row(name, target, value, unit, at_most, goal)
         self.rows.append(made)
         sign = "<=" if at_most else ">="
         found = "tried" if REHEARSE else "pass " if made.passes else "SHORT"
-        print(f"{found} {name:<52} {value:>9.3f} {unit:<4} target {sign} {target:g}")
+        further = "" if goal is None else f", the goal {goal:g}"
+        print(f"{found} {name:<52} {value:>9.3f} {unit:<4} target {sign} {target:g}{further}")
 
     def note(self, name: str, value: float | str) -> None:
         """Note and print what is no target."""

@@ -99,6 +99,8 @@ def setting(args: argparse.Namespace) -> dict[str, Any]:
         "arch": args.arch,
         "size": args.size,
         "cores": args.cores,
+        "workers": args.cores,
+        "threads": 1,
         "connections": args.connections,
         "seconds": args.seconds,
         "versions": {"python": platform.python_version(), "torch": torch.__version__}

@@ -38,7 +38,10 @@ def test_the_rehearsal_tries_every_row_and_ends_in_json() -> None:
         "batch",
         "packnet",
         "batch",
+        "batch",
         "clr",
     ]
+    assert [row["goal"] for row in summary["rows"] if row["goal"] is not None] == [34_000]
+    assert summary["threads"] >= summary["workers"] == 1
     assert summary["missing"] == []
     assert {row["pass"] for row in summary["rows"]} == {None}, "a rehearsal measures nothing"

@@ -27,7 +27,7 @@ def test_every_row_is_measured_and_says_whether_its_target_is_met(tmp_path: Path
     assert summary == json.loads(out.read_text())
     rows = {name: row for name, row in summary["rows"].items() if isinstance(row, dict)}
     assert [name.split(":")[0] for name in rows] == [
-        "tasks", "tasks", "http", "latency", "latency", "register", "register",
+        "tasks", "tasks", "http", "latency", "latency", "pixels", "register", "register",
     ]  # fmt: skip
     at_most = ("latency", "register")
     for name, row in rows.items():
