@@ -19,7 +19,7 @@ from typing import Any
 
 from .figure import Panel, draw
 from .options import RESULTS
-from .record import mean_sd, table, write
+from .record import mean_sd, read, table, write
 
 NAMES = {
     "packnet": "PackNet",
@@ -107,22 +107,18 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             curves[name] = curve
     if not curves:
         raise SystemExit(f"{folder} holds no finished permuted_mnist_*.json; run the experiments first")
-    plain = statistics.mean(curves["sgd"].cpu_seconds) if "sgd" in curves else None
-    result: dict[str, Any] = {name: vars(curve) | {"cost": _relative(curve, plain)} for name, curve in curves.items()}
+    costs: dict[str, float] = read(folder / "training_cost.json").get("ratios", {})
+    result: dict[str, Any] = {name: vars(curve) | {"cost": costs.get(name)} for name, curve in curves.items()}
     draw(panels_of(curves), folder / "permuted_mnist.png")
     write(folder / "permuted_mnist.json", result)
-    print(shown(curves, plain))
+    print(shown(curves, costs))
     return result
 
 
-def _relative(curve: Curve, plain: float | None) -> float | None:
-    return round(statistics.mean(curve.cpu_seconds) / plain, 2) if plain else None
-
-
-def shown(curves: Mapping[str, Curve], plain: float | None) -> str:
+def shown(curves: Mapping[str, Curve], costs: Mapping[str, float]) -> str:
     """The curves' ends as a table."""
     rows = [
-        [NAMES[name], mean_sd(curve.final), mean_sd([curve.first[-1]]), str(_relative(curve, plain) or "")]
+        [NAMES[name], mean_sd(curve.final), mean_sd([curve.first[-1]]), f"{costs[name]:.2f}" if name in costs else ""]
         for name, curve in curves.items()
     ]
     return table(["", "mean after all tasks, %", "first task after all, %", "CPU time, x SGD's"], rows)
