@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 import taskpack
 from masks_store import Store
+from trainer.config import LABELS
 from trainer.pipeline import train
 
 from .rig import new_store, quick, shapes
@@ -171,6 +172,11 @@ def test_every_flag_of_train_is_explained():
         assert f"--{flag} " in help_text, flag
     assert "\\b" not in help_text
     assert "\n  or CLASS/…, split 70/15/15 by seed), a .zip" in help_text, "the paragraph keeps its lines"
+
+
+def test_the_help_names_every_label_that_a_wrong_one_is_told():
+    help_text = " ".join(CliRunner().invoke(taskpack.command, ["train", "--help"]).output.split())
+    assert f"--label TEXT {', '.join(LABELS)}; auto is" in help_text
 
 
 # ---------------------------------------------------------------- kill -9 and Ctrl-C
