@@ -113,6 +113,15 @@ def test_wrong_usage_is_one_error_with_the_way_to_the_help(args: list[str], capf
     assert "--help" in said
 
 
+def test_every_image_that_cannot_be_asked_about_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "there.png").touch()
+    images = [str(tmp_path), str(tmp_path / "there.png"), str(tmp_path / "no.png")]
+    code, said = failing(capfd, "predict", "--task", "a", *images)
+    assert code == 2
+    assert f"File '{tmp_path}' is a directory. File '{tmp_path / 'no.png'}' does not exist." in said
+    assert "there.png" not in said
+
+
 def test_no_arguments_show_the_help(capfd: pytest.CaptureFixture[str]) -> None:
     code, said = failing(capfd)
     assert code == 2

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,6 +156,17 @@ def check_settings(task: str, settings: Settings) -> None:
     Raises:
         InvalidInput: with every fault at once.
     """
+    refuse(setting_faults(task, settings))
+
+
+def refuse(faults: Sequence[str]) -> None:
+    """Raise `InvalidInput` with these faults, if there are any."""
+    if faults:
+        raise InvalidInput(f"{len(faults)} things are wrong" if len(faults) > 1 else faults[0], faults)
+
+
+def setting_faults(task: str, settings: Settings) -> list[str]:
+    """What is wrong with a task's name and the settings, as far as that is known without the store and the data."""
     faults = [fault for fault in (_name_fault(task), _method_fault(settings.method)) if fault]
     faults += [fault for fault in (_prune_fault(settings), _prune_by_fault(settings)) if fault]
     faults += [fault for fault in (_retrain_fault(settings), _margin_fault(settings)) if fault]
@@ -179,10 +190,7 @@ def check_settings(task: str, settings: Settings) -> None:
     faults += [fault for fault in (_pick_fault(settings), _out_fault(settings)) if fault]
     faults += process_faults(settings.device)
     missing = tensorboard_fault() if settings.tensorboard else None
-    faults += [missing] if missing else []
-    if faults:
-        many = f"{len(faults)} settings are wrong" if len(faults) > 1 else faults[0]
-        raise InvalidInput(many, faults)
+    return [*faults, missing] if missing else faults
 
 
 def machine_faults(settings: Settings) -> list[str]:
