@@ -65,6 +65,8 @@ from .images import resize_short_side as resize_short_side
 from .inventory import first_method as first_method
 from .inventory import free_unit_counts as free_unit_counts
 from .inventory import shown_version as shown_version
+from .lookup import check_label as check_label
+from .lookup import check_version as check_version
 from .manifest import METHODS as METHODS
 from .manifest import BackboneManifest as BackboneManifest
 from .manifest import MaskInfo as MaskInfo
