@@ -11,15 +11,22 @@ The three packages below are imported only when a command or a method needs them
 
 from __future__ import annotations
 
-import importlib
-import os
 import sys
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
 
-import click
+try:
+    import importlib
+    import os
+    import warnings
+    from collections.abc import Sequence
+    from dataclasses import dataclass
+    from typing import TYPE_CHECKING, cast
+
+    import click
+except KeyboardInterrupt:  # Ctrl-C before `run` is there to tell of it; who imports the API hears of it as ever
+    if __name__ != "__main__" and not sys.argv[0].endswith("taskpack"):
+        raise
+    sys.stderr.write("interrupted\n")
+    sys.exit(130)
 
 if TYPE_CHECKING:
     from masks_store import Store
@@ -147,9 +154,9 @@ def run(args: Sequence[str] | None = None) -> int:
 
     Errors go to stderr as `error: …`, one fault a line, never a traceback.
     """
-    if not sys.warnoptions:  # Pillow's word on odd EXIF data is no user's concern: what cannot be read is an error
-        warnings.filterwarnings("ignore", module=r"PIL\b")
     try:
+        if not sys.warnoptions:  # Pillow's word on odd EXIF data is no user's concern: what cannot be read is an error
+            warnings.filterwarnings("ignore", module=r"PIL\b")
         result = command.main(args, prog_name="taskpack", standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:

@@ -23,6 +23,7 @@ from .artifact import reread_artifact as reread_artifact
 from .artifact import write_artifact as write_artifact
 from .backbones import Backbone as Backbone
 from .backbones import BackboneFile as BackboneFile
+from .backbones import backbone_faults as backbone_faults
 from .backbones import create as create
 from .backbones import encode_backbone as encode_backbone
 from .backbones import prune_to as prune_to
@@ -34,6 +35,7 @@ from .bitmask import entropy_bound as entropy_bound
 from .cache import Recent as Recent
 from .container import digest_of as digest_of
 from .creation import CAPACITIES as CAPACITIES
+from .creation import vacancy_fault as vacancy_fault
 from .errors import BackboneMismatch as BackboneMismatch
 from .errors import ClaimOverlap as ClaimOverlap
 from .errors import Conflict as Conflict
@@ -63,6 +65,8 @@ from .images import resize_short_side as resize_short_side
 from .inventory import first_method as first_method
 from .inventory import free_unit_counts as free_unit_counts
 from .inventory import shown_version as shown_version
+from .lookup import check_label as check_label
+from .lookup import check_version as check_version
 from .manifest import METHODS as METHODS
 from .manifest import BackboneManifest as BackboneManifest
 from .manifest import MaskInfo as MaskInfo
@@ -155,3 +159,4 @@ from .views import task_digest as task_digest
 from .views import view_of as view_of
 from .views import view_with as view_with
 from .views import weights_key as weights_key
+from .weights import Weights as Weights

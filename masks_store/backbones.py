@@ -29,10 +29,10 @@ from .manifest import (
     parse_manifest,
 )
 from .methods.packnet import survivors
-from .networks import build, norm_modules, packable
+from .networks import arch_fault, build, norm_modules, packable
 from .shapes import Shapes, shapes_of, without_numbers
 from .units import UnitGraph, unit_graph
-from .weights import Weights, load_weights, state_faults
+from .weights import Weights, load_weights, source_fault, state_faults
 
 
 @dataclass(frozen=True)
@@ -147,16 +147,10 @@ def create(
     Raises:
         InvalidInput: with every fault of the arguments or the weights file.
     """
-    size = image_size if image_size is not None else default_size(arch)
-    faults: list[str] = []
-    if not MIN_SIZE <= size <= MAX_SIZE:
-        faults.append(f"image size {size} must be {MIN_SIZE} to {MAX_SIZE} pixels")
-    if not 0.0 <= keep <= 1.0:
-        faults.append(f"keep {keep} must be 0 to 1")
-    if keep == 0.0 and weights is not None:
-        faults.append("keep 0 frees every weight, so weights would be thrown away: leave --weights out or keep more")
+    faults = backbone_faults(arch, weights, image_size, keep)
     if faults:
         raise InvalidInput("; ".join(faults), faults)
+    size = image_size if image_size is not None else default_size(arch)
     args = {**({"image_size": size} if fixed_size(arch) else {}), **(arch_args or {})}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -179,6 +173,20 @@ def create(
         ),
     )
     return replace(encode_backbone(manifest, body.state_dict(), prune_to(body, keep)), notes=notes)
+
+
+def backbone_faults(arch: str, weights: Weights, image_size: int | None, keep: float) -> list[str]:
+    """What is wrong with the arguments of `create`, as far as that is seen without building or reading anything."""
+    faults = [fault for fault in (arch_fault(arch),) if fault]
+    if image_size is not None and not MIN_SIZE <= image_size <= MAX_SIZE:
+        faults.append(f"image size {image_size} must be {MIN_SIZE} to {MAX_SIZE} pixels")
+    if not 0.0 <= keep <= 1.0:
+        faults.append(f"keep {keep} must be 0 to 1")
+    missing = source_fault(arch, weights) if weights is not None else None
+    faults += [missing] if missing else []
+    if keep == 0.0 and weights is not None:
+        faults.append("keep 0 frees every weight, so weights would be thrown away: leave --weights out or keep more")
+    return faults
 
 
 def prune_to(body: nn.Module, keep: float) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 OWN_NAMES = ("tinyresnet", "mlp-H1-H2… (such as mlp-2000-2000)", "widecnn")
 """As messages and help texts name them."""
+MLP_LIMITS = "an mlp has 1 to 8 hidden layers of 1 to 65,536 units"
 _MLP = re.compile(r"mlp((?:-[1-9][0-9]{0,4})+)")
 _SIZES = {"tinyresnet": 32, "mlp": 28, "widecnn": 32}
 
@@ -70,7 +71,7 @@ class MLP(nn.Sequential):
         if type(channels) is not int or channels not in (1, 3):
             raise ValueError(f"channels {channels!r} must be 3, or 1 for grey pictures")
         if not 1 <= len(widths) <= 8 or not all(1 <= width <= 1 << 16 for width in widths):
-            raise ValueError("an mlp has 1 to 8 hidden layers of 1 to 65,536 units")
+            raise ValueError(MLP_LIMITS)
         steps: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten() if channels == 3 else FirstChannel())
         for i, (inputs, width) in enumerate(zip([channels * image_size**2, *widths], widths, strict=False), 1):
             steps[f"fc{i}"], steps[f"relu{i}"] = nn.Linear(inputs, width), nn.ReLU()

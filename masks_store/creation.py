@@ -39,7 +39,9 @@ def create_store(path: Path, backbone: BackboneFile, capacity: str, files: Files
     _check_source(backbone)
     check_capacity_fits(read_backbone(backbone.data), capacity)
     path = path.resolve()
-    _check_vacant(path)
+    fault = vacancy_fault(path)
+    if fault:
+        raise InvalidInput(fault)
     prefix = f".{path.name}.new-"
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,6 +54,20 @@ def create_store(path: Path, backbone: BackboneFile, capacity: str, files: Files
             with suppress(OSError):
                 files.remove(unfinished)
             raise
+
+
+def vacancy_fault(path: Path) -> str | None:
+    """Why no store can be made at `path`; None where nothing stands in its way."""
+    if (path / _SETTINGS).exists():
+        return f"{path} is a store already; name another path, or remove it first"
+    if path.is_dir() and any(path.iterdir()):
+        return f"{path} is not empty; name a path that does not exist, or an empty directory"
+    if path.exists() and not path.is_dir():
+        return f"{path} is a file; name a path that does not exist, or an empty directory"
+    above = next((parent for parent in path.absolute().parents if parent.exists()), None)
+    if above is not None and not above.is_dir():
+        return f"{path} cannot be made: {above} is a file, not a directory; name another path"
+    return None
 
 
 def check_capacity_fits(backbone: Backbone, capacity: str) -> None:
@@ -118,15 +134,6 @@ def _check_source(backbone: BackboneFile) -> None:
             f"the backbone was pruned from dense weights {wanted}, those given with it are {given}; "
             "pass a BackboneFile as `create` or `encode_backbone` made it"
         )
-
-
-def _check_vacant(path: Path) -> None:
-    if (path / _SETTINGS).exists():
-        raise InvalidInput(f"{path} is a store already; name another path, or remove it first")
-    if path.is_dir() and any(path.iterdir()):
-        raise InvalidInput(f"{path} is not empty; name a path that does not exist, or an empty directory")
-    if path.exists() and not path.is_dir():
-        raise InvalidInput(f"{path} is a file; name a path that does not exist, or an empty directory")
 
 
 def _fill(path: Path, backbone: BackboneFile, capacity: str, files: Files) -> None:

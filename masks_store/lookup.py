@@ -17,6 +17,15 @@ def check_label(label: str) -> None:
         raise InvalidInput(f"{label!r} is not a label; the labels are {' and '.join(LABELS)}")
 
 
+def check_version(version: str) -> None:
+    """Raise `InvalidInput` unless `version` is a label, a digest, or what may be the beginning of one."""
+    if version not in LABELS and not _PREFIX.fullmatch(version):
+        raise InvalidInput(
+            f"{version!r} is not a version: give a label ({', '.join(LABELS)}), a digest (sha256:…) or at least 12 of "
+            "its hex digits"
+        )
+
+
 def find_task(transaction: Transaction, name: str) -> Task:
     """The task of that name, or `NotFound`."""
     found = transaction.tasks(name)
@@ -40,13 +49,8 @@ def find_version(transaction: Transaction, task: str, version: str, *, retired: 
     """
     if version in LABELS:
         return _labelled(transaction, task, version)
-    match = _PREFIX.fullmatch(version)
-    if match is None:
-        raise InvalidInput(
-            f"{version!r} is not a version: give a label ({', '.join(LABELS)}), a digest (sha256:…) or at least 12 of "
-            "its hex digits"
-        )
-    found = transaction.with_prefix(task, f"sha256:{match[1]}")
+    check_version(version)
+    found = transaction.with_prefix(task, f"sha256:{version.removeprefix('sha256:')}")
     answering = found if retired else [v for v in found if v.state == "ready"]
     if len(answering) > 1:
         names = [v.version for v in answering]

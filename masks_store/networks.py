@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
-from .bodies import OWN_NAMES, is_own, own_body
+from .bodies import MLP_LIMITS, OWN_NAMES, is_own, own_body
 from .errors import InvalidInput
 from .shapes import torchvision_models
 
@@ -55,11 +55,22 @@ def whole_network(arch: str, **args: Any) -> nn.Module:
     Raises:
         InvalidInput: another name; lists those that there are.
     """
+    fault = arch_fault(arch)
+    if fault:
+        raise InvalidInput(fault)
+    return torchvision_models().get_model(arch, **args)
+
+
+def arch_fault(arch: str) -> str | None:
+    """What is wrong with a network's name; None for ours and those of torchvision's `FAMILIES`."""
+    if is_own(arch):
+        return None
     models = torchvision_models()  # here, because importing it takes time
     names = [name for name in models.list_models(models) if name.startswith(FAMILIES)]
-    if arch not in names:
-        raise InvalidInput(f"backbone {arch!r} is not supported; choose one of: {', '.join([*OWN_NAMES, *names])}")
-    return models.get_model(arch, **args)
+    if arch in names:
+        return None
+    limits = f" ({MLP_LIMITS})" if arch.startswith("mlp") else ""
+    return f"backbone {arch!r} is not supported{limits}; choose one of: {', '.join([*OWN_NAMES, *names])}"
 
 
 def remove_head(network: nn.Module) -> str:

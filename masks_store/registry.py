@@ -208,7 +208,13 @@ class Registry:
             engine = _engine(self._file, self._busy_seconds)
             self._engine, self._pid = engine, os.getpid()
             weakref.finalize(self, _dispose, engine, self._pid)
-        return engine.connect().execution_options(**{_WRITES: writes})
+        try:
+            connection = engine.connect()
+        except (exc.DBAPIError, sqlite3.Error) as error:
+            if writes or not _lacks_room(error):
+                raise
+            connection = _reading_engine(self._file, self._busy_seconds, full=True).connect()
+        return connection.execution_options(**{_WRITES: writes})
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -223,11 +229,20 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _engine(path: Path, busy_seconds: float) -> Engine:
-    url = URL.create("sqlite", database=str(path))
     if unlocked.is_needed(path):
-        engine = create_engine(url, creator=lambda: unlocked.connect(path, busy_seconds), poolclass=NullPool)
-    else:
-        engine = create_engine(url, connect_args={"timeout": busy_seconds}, max_overflow=-1, pool_size=4)
+        return _reading_engine(path, busy_seconds)
+    url = URL.create("sqlite", database=str(path))
+    return _listening(create_engine(url, connect_args={"timeout": busy_seconds}, max_overflow=-1, pool_size=4))
+
+
+def _reading_engine(path: Path, busy_seconds: float, *, full: bool = False) -> Engine:
+    url = URL.create("sqlite", database=str(path))
+    return _listening(
+        create_engine(url, creator=lambda: unlocked.connect(path, busy_seconds, full=full), poolclass=NullPool)
+    )
+
+
+def _listening(engine: Engine) -> Engine:
     event.listen(engine, "connect", _prepare)
     event.listen(engine, "begin", _begin)
     return engine
@@ -240,8 +255,12 @@ def _dispose(engine: Engine, pid: int) -> None:
 
 def _prepare(connection: sqlite3.Connection, _record: Any) -> None:
     connection.isolation_level = None  # we begin transactions, not the driver
-    for pragma in ("synchronous=FULL", "foreign_keys=ON"):
-        connection.execute(f"PRAGMA {pragma}")
+    try:
+        for pragma in ("synchronous=FULL", "foreign_keys=ON", "schema_version"):  # the last opens the files
+            connection.execute(f"PRAGMA {pragma}")
+    except BaseException:
+        connection.close()
+        raise
 
 
 def _begin(connection: Connection) -> None:
@@ -256,8 +275,18 @@ def _told(path: Path) -> Generator[None, None, None]:
         yield
     except (exc.DBAPIError, sqlite3.Error) as error:
         original = error.orig if isinstance(error, exc.DBAPIError) else error
-        code = getattr(original, "sqlite_errorcode", 0) & 0xFF
+        code = sqlite3.SQLITE_FULL if _lacks_room(error) else _code(error) & 0xFF
         raise _meaning(code, path, str(original)) from error
+
+
+def _code(error: exc.DBAPIError | sqlite3.Error) -> int:
+    original = error.orig if isinstance(error, exc.DBAPIError) else error
+    return getattr(original, "sqlite_errorcode", 0)
+
+
+def _lacks_room(error: exc.DBAPIError | sqlite3.Error) -> bool:
+    """Whether the disk is too full for the file of locks beside the registry, which SQLite calls a disk I/O error."""
+    return _code(error) == sqlite3.SQLITE_IOERR_SHMSIZE
 
 
 def _meaning(code: int, path: Path, text: str) -> TaskpackError:

@@ -35,7 +35,7 @@ def load_weights(
     Args:
         body: gives names and shapes.
         arch: its name.
-        weights: `torchvision`, or the file.
+        weights: `torchvision`, or the file; one that `source_fault` finds nothing wrong with.
 
     Returns:
         The state dict, float32, and a line for each thing that was stripped or left out.
@@ -66,6 +66,17 @@ def load_weights(
     if any(name.rpartition(".")[0] != head for name in heads):
         notes.append(f"its head was left out ({_some(heads)})")
     return plain, (f"{where}: {'; '.join(notes)}",) if notes else ()
+
+
+def source_fault(arch: str, weights: Path | Literal["torchvision"]) -> str | None:
+    """Why there are no weights there for a network, as far as that is seen without reading them."""
+    if weights == "torchvision":
+        return f"{arch} has no torchvision weights; use --weights none" if is_own(arch) else None
+    path = Path(weights)
+    if path.is_file():
+        return None
+    what = "is a directory" if path.is_dir() else "is no file" if path.exists() else "no such file"
+    return f"{path}: {what}; --weights takes 'torchvision', 'none' or a safetensors file"
 
 
 def state_faults(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
@@ -107,8 +118,6 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     import safetensors
     import safetensors.torch
 
-    if not path.is_file():
-        raise InvalidInput(f"{path}: no such file; --weights takes 'torchvision', 'none' or a safetensors file")
     try:
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
@@ -119,8 +128,6 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _download(arch: str) -> dict[str, Tensor]:
-    if is_own(arch):
-        raise InvalidInput(f"{arch} has no torchvision weights; use --weights none")
     try:
         return whole_network(arch, weights="DEFAULT").state_dict()
     except (OSError, RuntimeError) as error:

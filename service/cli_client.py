@@ -24,6 +24,22 @@ _MAX_HEADER = 1 << 20
 REGISTER_TIMEOUT_S = 600.0  # the server runs the self-test before it answers
 
 
+_IMAGE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+def _all_files(ctx: click.Context, param: click.Parameter, paths: tuple[Path, ...]) -> tuple[Path, ...]:
+    """Refuse every path that is no file that can be read, not the first alone."""
+    wrong: list[str] = []
+    for path in paths:
+        try:
+            _IMAGE.convert(path, param, ctx)
+        except click.BadParameter as error:
+            wrong.append(error.message)
+    if wrong:
+        raise click.BadParameter(" ".join(wrong), ctx, param)
+    return paths
+
+
 @click.command(short_help="Ask a running server what is on some images.")
 @click.option("--url", default=LOCAL, show_default=True, help="The server.")
 @click.option("--task", required=True, help="The task that answers.")
@@ -31,7 +47,7 @@ REGISTER_TIMEOUT_S = 600.0  # the server runs the self-test before it answers
 @click.option("--top-k", type=click.IntRange(min=1), default=None, help="How many classes to print.  [default: 5]")
 @click.option("--timeout-ms", type=click.IntRange(min=1), default=None, help="Give up after this long in the queue.")
 @click.option("--json", "as_json", is_flag=True, help="Print the server's answer as JSON.")
-@click.argument("images", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), callback=_all_files)
 def predict(
     url: str,
     task: str,

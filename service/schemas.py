@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from masks_store import InvalidInput, check_version
 
 VERSION_HELP = "A digest, a unique prefix of it of at least 12 hex digits, or a label (`stable`, `canary`)."
 
@@ -19,6 +22,34 @@ class _Out(BaseModel):
 
 
 # ---------------------------------------------------------------- asked
+
+
+def decode_cursor(cursor: str) -> str:
+    """The name in a cursor.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode("utf-8")
+    except ValueError:
+        raise ValueError("not one that this server gave") from None
+
+
+def _cursor(text: str) -> str:
+    decode_cursor(text)
+    return text
+
+
+def _version(text: str) -> str:
+    try:
+        check_version(text)
+    except InvalidInput as error:
+        raise ValueError(str(error)) from error
+    return text
+
+
+VersionName = Annotated[str, Field(min_length=1, max_length=80, description=VERSION_HELP), AfterValidator(_version)]
 
 
 class ImageIn(_In):
@@ -36,14 +67,14 @@ class ImagesIn(_In):
 class LabelIn(_In):
     """JSON body of PUT /tasks/{task}/labels/{label}."""
 
-    version: Annotated[str, Field(min_length=1, max_length=80, description=VERSION_HELP)]
+    version: VersionName
 
 
 class PredictQuery(_In):
     """Query of /predict."""
 
     task: Annotated[list[str], Field(min_length=1, description="The task; repeated for several answers at once.")]
-    version: Annotated[str, Field(min_length=1, max_length=80, description=VERSION_HELP)] = "stable"
+    version: VersionName = "stable"
     top_k: Annotated[int, Field(ge=1, le=65_536, description="How many classes to answer with.")] = 5
     timeout_ms: Annotated[
         int | None,
@@ -67,7 +98,10 @@ class RegisterQuery(_In):
 class PageQuery(_In):
     """Query of lists."""
 
-    cursor: Annotated[str | None, Field(max_length=256, description="`next` of the page before.")] = None
+    cursor: Annotated[
+        Annotated[str, AfterValidator(_cursor)] | None,
+        Field(max_length=256, description="`next` of the page before."),
+    ] = None
     limit: Annotated[int, Field(ge=1, le=1000, description="Most entries on the page.")] = 100
 
 

@@ -1,4 +1,4 @@
-"""Commands to which a folder is mounted read-only, which binds the superuser as well."""
+"""Commands to which a folder is mounted read-only, or is a full disk, which binds the superuser as well."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+_FILL = (
+    'copy=$(mktemp -d) && cp -a "$0/." "$copy" && mount -t tmpfs -o size=16m tmpfs "$0" && cp -a "$copy/." "$0" '
+    '&& rm -r "$copy" && { dd if=/dev/zero of="$0/filled" bs=4k 2>&-; exec "$@"; }'
+)
 _MOUNT = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
 
 
@@ -20,6 +24,13 @@ def mounted(folder: Path, *words: object) -> list[str]:
     if not _may_mount():
         pytest.skip("needs user namespaces (unshare) to mount")
     return ["unshare", "--map-root-user", "--mount", "sh", "-c", _MOUNT, str(folder), *map(str, words)]
+
+
+def full(folder: Path, *words: object) -> list[str]:
+    """A command line that runs `words` where `folder` is on a disk without a free byte; what they do there is lost."""
+    if not _may_mount():
+        pytest.skip("needs user namespaces (unshare) to mount")
+    return ["unshare", "--map-root-user", "--mount", "sh", "-c", _FILL, str(folder), *map(str, words)]
 
 
 @cache

@@ -113,6 +113,15 @@ def test_wrong_usage_is_one_error_with_the_way_to_the_help(args: list[str], capf
     assert "--help" in said
 
 
+def test_every_image_that_cannot_be_asked_about_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "there.png").touch()
+    images = [str(tmp_path), str(tmp_path / "there.png"), str(tmp_path / "no.png")]
+    code, said = failing(capfd, "predict", "--task", "a", *images)
+    assert code == 2
+    assert f"File '{tmp_path}' is a directory. File '{tmp_path / 'no.png'}' does not exist." in said
+    assert "there.png" not in said
+
+
 def test_no_arguments_show_the_help(capfd: pytest.CaptureFixture[str]) -> None:
     code, said = failing(capfd)
     assert code == 2
@@ -203,6 +212,41 @@ def test_ctrl_c_is_exit_code_130_and_one_word(tmp_path: Path) -> None:
             _, said = process.communicate(timeout=30)
     assert said.strip() == "interrupted"
     assert process.returncode == 130
+
+
+@pytest.fixture
+def interrupted_import(tmp_path: Path) -> dict[str, str]:
+    """The environment of a process that Ctrl-C reaches while it imports click."""
+    (tmp_path / "click.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(taskpack.__file__).parent)])}
+
+
+def test_ctrl_c_before_anything_is_loaded_is_the_same(tmp_path: Path, interrupted_import: dict[str, str]) -> None:
+    installed = tmp_path / "taskpack"
+    installed.write_text("from taskpack import main\nmain()\n")
+    for called in (["-m", "taskpack"], [str(installed)]):
+        done = subprocess.run(
+            [sys.executable, *called, "ls", "store"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=interrupted_import,
+            preexec_fn=heed_ctrl_c,
+        )
+        assert (done.stderr, done.returncode) == ("interrupted\n", 130)
+
+
+def test_ctrl_c_while_the_api_is_imported_stays_an_exception(interrupted_import: dict[str, str]) -> None:
+    script = "try:\n  import taskpack\nexcept KeyboardInterrupt:\n  print('heard')"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=interrupted_import,
+        preexec_fn=heed_ctrl_c,
+    )
+    assert done.stdout == "heard\n"
 
 
 # ---------------------------------------------------------------- the table

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -18,9 +17,12 @@ from masks_store import (
     InvalidInput,
     Provenance,
     Store,
+    Weights,
+    backbone_faults,
     create,
     encode_backbone,
     read_backbone,
+    vacancy_fault,
 )
 
 from .config import Settings, machine_faults, resolve_device
@@ -33,6 +35,7 @@ from .plan import make_fabric, make_plan, seeded
 from .progress import Reporter, Silent
 from .ranks import refuse_processes
 from .runs import last_checkpoint, open_run, remove_runs
+from .sources import source_fault
 from .threads import threads
 
 
@@ -69,10 +72,13 @@ def init(
     """
     refuse_processes("init")
     settings, reporter = settings or Settings(), reporter or Silent()
-    _check(Path(path), keep, capacity, data, settings)
-    chosen: Path | Literal["torchvision"] | None = None
+    chosen: Weights = None
     if weights is not None and str(weights) != "none":
         chosen = "torchvision" if str(weights) == "torchvision" else Path(weights)
+    faults = _faults(os.fspath(path), keep, capacity, data, settings)
+    faults += backbone_faults(backbone, chosen, image_size, keep)
+    if faults:
+        raise InvalidInput("; ".join(faults), faults)
     file = create(backbone, weights=chosen, image_size=image_size, keep=keep, seed=settings.seed)
     for note in file.notes:
         reporter.say(note)
@@ -150,15 +156,15 @@ def _train(
     return {name: tensor.detach().cpu() for name, tensor in trained.network.body.state_dict().items()}
 
 
-def _check(path: Path, keep: float, capacity: str, data: str | None, settings: Settings) -> None:
+def _faults(path: str, keep: float, capacity: str, data: str | None, settings: Settings) -> list[str]:
     faults = machine_faults(settings)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        faults.append(f"{path} is there already and is not an empty directory; choose another path")
+    place = vacancy_fault(Path(path)) if path else "the store's path is empty; name a directory"
+    faults += [fault for fault in (place, source_fault(data) if data is not None else None) if fault]
     if capacity not in CAPACITIES:
         faults.append(f"--capacity {capacity} is not one of {', '.join(CAPACITIES)}")
     elif capacity == "units" and keep != 0.0:
         faults.append(f"--capacity units needs --keep 0, not {keep:g}: it is for training from scratch with clnp")
-    if data is not None and not 0.0 < keep < 1.0:
+    if data is not None and keep in (0.0, 1.0):
         pruned = "all" if keep == 0 else "nothing"
         faults.append(f"--data retrains what is left after pruning, but --keep {keep:g} prunes {pruned}")
     for flag, value in (("--epochs", settings.epochs), ("--batch-size", settings.batch_size)):
@@ -166,5 +172,4 @@ def _check(path: Path, keep: float, capacity: str, data: str | None, settings: S
             faults.append(f"{flag} is for retraining; it needs --data")
     if data is None and settings.resume:
         faults.append("--resume goes on with retraining; it needs --data")
-    if faults:
-        raise InvalidInput("; ".join(faults), faults)
+    return faults

@@ -221,7 +221,10 @@ def _tell_made(made: Store, path: str, arch: str, as_json: bool) -> None:
     help=f"{' or '.join(RECIPES)}: the published schedule (not for clnp, whose paper's is not known).",
 )
 @click.option(
-    "--label", default="auto", help=f"{', '.join(LABELS[1:])}.  [default: stable for a new task, else canary]"
+    "--label",
+    default="auto",
+    show_default=True,
+    help=f"{', '.join(LABELS)}; auto is stable for a new task, else canary.",
 )
 @click.option("--out", metavar="FILE", help="Write the artifact there and register nothing; see taskpack push.")
 @click.option(

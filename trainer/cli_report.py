@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .cli import open_store, print_json
+from .cli import open_store, print_json, reporting
 from .report import write_report
 
 
@@ -24,8 +24,8 @@ def report(store: str, out: Path | None, as_json: bool) -> None:
     The page is one HTML file that opens anywhere and loads nothing; report.json with all numbers and the figures as
     PNG stand beside it. Every version's digest is computed anew for it.
     """
-    with open_store(store) as opened:
-        written = write_report(opened, out)
+    with open_store(store) as opened, reporting() as reporter:
+        written = write_report(opened, out, reporter)
     if as_json:
         print_json({"page": str(written.page), "verdict": written.facts.verdict})
         return

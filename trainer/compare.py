@@ -24,6 +24,7 @@ from .predictions import Predictions
 from .progress import Reporter, Silent
 from .ranks import refuse_processes
 from .runs import keep_comparison
+from .sources import source_fault
 from .threads import threads
 from .timing import per_image
 
@@ -139,7 +140,7 @@ def compare(
     """
     refuse_processes("compare")
     reporter = reporter or Silent()
-    chosen = _settings_of(task, methods, settings)
+    chosen = _settings_of(task, source, methods, settings)
     with tempfile.TemporaryDirectory(prefix="taskpack-compare-") as temporary, threads(settings.threads):
         data = read_source(store, source, settings, reporter)
         jobs = _prepare_all(store, task, data, chosen, reporter)
@@ -156,8 +157,8 @@ def compare(
     return comparison
 
 
-def _settings_of(task: str, methods: Sequence[str], settings: Settings) -> dict[str, Settings]:
-    """Each method's own settings, all of them checked."""
+def _settings_of(task: str, source: str, methods: Sequence[str], settings: Settings) -> dict[str, Settings]:
+    """Each method's own settings, all of them checked, and that there is such a source."""
     faults = [f"{name!r} is named twice" for name in dict.fromkeys(methods) if list(methods).count(name) > 1]
     faults += [] if methods else ["no method was named"]
     faults += _untaken(methods, settings)
@@ -177,7 +178,8 @@ def _settings_of(task: str, methods: Sequence[str], settings: Settings) -> dict[
             check_settings(task, chosen[name])
         except InvalidInput as error:
             faults += error.faults
-    _refuse(faults)
+    missing = source_fault(source)
+    _refuse([*faults, missing] if missing else faults)
     return chosen
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,8 @@ PRUNE_UNITS = ("weights", "filters")
 ADAPTERS = ("depthwise", "full")
 CLASS_WEIGHTS = ("none", "balanced")
 AUGMENTS = ("auto", "none")
+MOST_THREADS = 4096
+"""As `serve` and `bench` have it; more end the process where OpenMP finds no memory for them."""
 TAKEN_BY: Mapping[str, tuple[str, ...]] = {
     "prune": ("packnet",),
     "prune_by": ("packnet",),
@@ -154,6 +156,17 @@ def check_settings(task: str, settings: Settings) -> None:
     Raises:
         InvalidInput: with every fault at once.
     """
+    refuse(setting_faults(task, settings))
+
+
+def refuse(faults: Sequence[str]) -> None:
+    """Raise `InvalidInput` with these faults, if there are any."""
+    if faults:
+        raise InvalidInput(f"{len(faults)} things are wrong" if len(faults) > 1 else faults[0], faults)
+
+
+def setting_faults(task: str, settings: Settings) -> list[str]:
+    """What is wrong with a task's name and the settings, as far as that is known without the store and the data."""
     faults = [fault for fault in (_name_fault(task), _method_fault(settings.method)) if fault]
     faults += [fault for fault in (_prune_fault(settings), _prune_by_fault(settings)) if fault]
     faults += [fault for fault in (_retrain_fault(settings), _margin_fault(settings)) if fault]
@@ -177,10 +190,7 @@ def check_settings(task: str, settings: Settings) -> None:
     faults += [fault for fault in (_pick_fault(settings), _out_fault(settings)) if fault]
     faults += process_faults(settings.device)
     missing = tensorboard_fault() if settings.tensorboard else None
-    faults += [missing] if missing else []
-    if faults:
-        many = f"{len(faults)} settings are wrong" if len(faults) > 1 else faults[0]
-        raise InvalidInput(many, faults)
+    return [*faults, missing] if missing else faults
 
 
 def machine_faults(settings: Settings) -> list[str]:
@@ -264,16 +274,18 @@ def _number_faults(settings: Settings) -> list[str]:
         ("--epochs", settings.epochs, 1),
         ("--patience", settings.patience, 0),
         ("--batch-size", settings.batch_size, 2),
-        ("--threads", settings.threads, 1),
         ("--seed", settings.seed, 0),
     ):
         if value is not None and (not _whole(value) or not low <= value < 2**63):
             faults.append(f"{flag} {value} must be a whole number of at least {low}")
+    threads = settings.threads
+    if threads is not None and (not _whole(threads) or not 1 <= threads <= MOST_THREADS):
+        faults.append(f"--threads {threads} must be a whole number from 1 to {MOST_THREADS:,}")
     for flag, rate in (("--lr", settings.lr), ("--retrain-lr", settings.retrain_lr)):
         if rate is not None and not (math.isfinite(rate) and rate > 0):
-            faults.append(f"{flag} {rate} must be over 0")
+            faults.append(f"{flag} {rate} must be a finite number over 0")
     if settings.weight_decay is not None and not (math.isfinite(settings.weight_decay) and settings.weight_decay >= 0):
-        faults.append(f"--weight-decay {settings.weight_decay} must be at least 0")
+        faults.append(f"--weight-decay {settings.weight_decay} must be a finite number of at least 0")
     return faults
 
 
@@ -338,11 +350,16 @@ def _pick_fault(settings: Settings) -> str | None:
 
 
 def _outside_faults(settings: Settings) -> list[str]:
-    if settings.method != "finetune":
-        return []
-    faults = ["--on is for tasks of a store; finetune starts from the backbone's dense weights"] if settings.on else []
-    if settings.label in LABELS and settings.label not in ("auto", "none"):
-        faults.append(f"--label {settings.label} does not go with finetune, which registers nothing")
+    """What does not go with a run that registers nothing."""
+    alone = settings.method == "finetune"
+    faults: list[str] = []
+    if alone and settings.on:
+        faults.append("--on is for tasks of a store; finetune starts from the backbone's dense weights")
+    if (alone or settings.out is not None) and settings.label in LABELS and settings.label not in ("auto", "none"):
+        hint = "finetune, which registers nothing"
+        if not alone:
+            hint = "--out, which registers nothing; give the label to taskpack push"
+        faults.append(f"--label {settings.label} does not go with {hint}")
     return faults
 
 

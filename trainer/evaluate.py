@@ -11,8 +11,10 @@ from masks_store import InvalidInput, Store, Version
 
 from .config import Settings, machine_faults, resolve_device
 from .data import Source, load_source
+from .ground import version_fault
 from .measure import Score, score_view
 from .progress import Reporter, Silent
+from .sources import source_fault
 from .threads import threads as torch_threads
 
 SPLITS = ("train", "val", "test", "all")
@@ -63,7 +65,11 @@ def evaluate(
     faults = machine_faults(Settings(seed=seed, device=device, threads=threads))
     if split is not None and split not in SPLITS:
         faults.append(f"--split {split} is not one of {', '.join(SPLITS)}")
+    missing = source_fault(source)
+    faults += [missing] if missing else []
     if faults:
+        unknown = version_fault(store, task, version) if task else None
+        faults += [unknown] if unknown else []
         raise InvalidInput("; ".join(faults), faults)
     reporter = reporter or Silent()
     versions = [store.resolve(task, version)] if task else _labelled(store, version)

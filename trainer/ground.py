@@ -15,6 +15,7 @@ from masks_store import (
     Backbone,
     Claim,
     InvalidInput,
+    NotFound,
     Store,
     Units,
     Version,
@@ -147,6 +148,25 @@ def check_takes(method: str, capacity: str) -> None:
         )
 
 
+def version_fault(store: Store, task: str, version: str) -> str | None:
+    """Why no version answers to that; to be told beside other faults."""
+    try:
+        store.resolve(task, version)
+    except (InvalidInput, NotFound) as error:
+        return str(error)
+    return None
+
+
+def base_fault(store: Store, on: str | None) -> str | None:
+    """Why the base that `on` names is none; None where it is one, or nothing is named."""
+    return None if on is None else version_fault(store, *_named(on))
+
+
+def _named(on: str) -> tuple[str, str]:
+    task, _, version = on.partition("@")
+    return task, version or "stable"
+
+
 def choose_parent(store: Store, task: str, method: str, on: str | None) -> Version | None:
     """The version that a task is built on.
 
@@ -159,8 +179,7 @@ def choose_parent(store: Store, task: str, method: str, on: str | None) -> Versi
         NotFound: `on` names no such version.
     """
     if on is not None:
-        name, _, version = on.partition("@")
-        return store.resolve(name, version or "stable")
+        return store.resolve(*_named(on))
     versions = [version for version in store.versions() if version.state == "ready"]
     known = [version for version in versions if version.task == task and version.method == method]
     if known:

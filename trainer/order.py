@@ -16,6 +16,7 @@ from .features import features_of_split, linear_probe, nearest_class_mean
 from .ground import holders_in
 from .progress import Reporter, Silent
 from .prune import DEFAULT_PRUNE
+from .sources import source_fault
 from .threads import threads as torch_threads
 
 
@@ -97,6 +98,7 @@ def propose(
         InvalidInput: a source is faulty, or the store keeps nothing of its backbone.
     """
     faults = machine_faults(Settings(seed=seed, device=device, threads=threads))
+    faults += [fault for fault in map(source_fault, sources) if fault]
     if faults:
         raise InvalidInput("; ".join(faults), faults)
     dense = store.dense()

@@ -22,8 +22,9 @@ from masks_store import InvalidInput, Registered, Store, write_file
 
 from .board import Board
 from .capacity import capacity_of
-from .config import Settings, check_settings, resolve_device
+from .config import Settings, refuse, resolve_device, setting_faults
 from .export import Exported, export
+from .ground import base_fault
 from .interrupt import Interrupted, stop_requests, stopped
 from .job import Job, prepare
 from .loop import Diverged, Keeper, Loop, Trained
@@ -38,7 +39,7 @@ from .proof import Witness, check_unchanged, witnesses
 from .ranks import OutOfStep, by_first, jointly, largest, process_count, require_equal, shared_end, told_once
 from .results import Row
 from .runs import RunFolder, drop_superseded, last_checkpoint, new_run, open_run
-from .sources import open_source
+from .sources import open_source, source_fault
 from .standalone import Standalone, standalone
 from .threads import threads
 
@@ -63,7 +64,7 @@ def train(store: Store, task: str, source: str, settings: Settings, reporter: Re
         ProcessLost, OutOfStep, ToldElsewhere: under torchrun, see `ranks.py`.
     """
     with told_once(InvalidInput):
-        check_settings(task, settings)
+        _check(store, task, source, settings)
     started = time.monotonic()
     reporter = reporter or Silent()
     method = METHODS[settings.method]
@@ -89,6 +90,14 @@ def train(store: Store, task: str, source: str, settings: Settings, reporter: Re
         report = fabric.broadcast(finished)
     assert report is not None
     return report
+
+
+def _check(store: Store, task: str, source: str, settings: Settings) -> None:
+    """Refuse wrong settings and a source that is not there together, and tell of a base that is none beside them."""
+    missing = source_fault(source)
+    faults = setting_faults(task, settings) + ([missing] if missing else [])
+    base = base_fault(store, settings.on) if faults else None  # alone it is told as what it is: not found
+    refuse([*faults, base] if base else faults)
 
 
 def _finish(

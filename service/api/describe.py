@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
@@ -14,7 +13,7 @@ from pydantic_core import to_json
 from masks_store import Task, Version, shown_version
 
 from ..errors import Problem
-from ..schemas import TaskOut, VersionOut
+from ..schemas import TaskOut, VersionOut, decode_cursor
 
 T = TypeVar("T")
 
@@ -73,7 +72,7 @@ def items_after(items: Sequence[T], key: Callable[[T], int], cursor: str | None)
         return items
     last = decode_cursor(cursor)
     if not (last.isdecimal() and len(last) < 20):
-        raise _no_cursor()
+        raise Problem(400, "cursor: not one that this server gave")
     return items[bisect_right(items, int(last), key=key) :]
 
 
@@ -99,20 +98,3 @@ def write_page(member: str, entries: Iterable[tuple[str, BaseModel]], limit: int
 def encode_cursor(name: str) -> str:
     """The cursor of the page that follows the item of this name."""
     return base64.urlsafe_b64encode(name.encode()).decode().rstrip("=")
-
-
-def decode_cursor(cursor: str) -> str:
-    """The name in a cursor.
-
-    Raises:
-        Problem: 400 for a cursor that is none.
-    """
-    try:
-        name = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode("utf-8")
-    except (binascii.Error, ValueError):
-        raise _no_cursor() from None
-    return name
-
-
-def _no_cursor() -> Problem:
-    return Problem(400, "cursor: not one that this server gave")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -90,14 +91,32 @@ def _of_json(body: bytes, most: int) -> list[Encoded]:
     try:
         sent = ImagesIn.model_validate_json(body)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False, include_context=False)
-        faults = [f"{'.'.join(map(str, fault['loc'])) or 'body'}: {fault['msg']}" for fault in found]
+        faults = [*body_faults(error), *_base64_faults(body)]
         raise Problem(
             400, faults[0] if len(faults) == 1 else f"{len(faults)} faults in the JSON body", faults
         ) from error
     if len(sent.images) > most:
         raise Problem(413, f"{len(sent.images)} images are more than the limit of {most}", reason="too_large")
     return [_of_base64(image.b64) for image in sent.images]
+
+
+def body_faults(error: ValidationError) -> list[str]:
+    """Every fault of a JSON body, by its place in it."""
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    return [
+        f"{'.'.join(map(str, fault['loc'])) or 'body'}: {fault['msg'].removeprefix('Value error, ')}" for fault in found
+    ]
+
+
+def _base64_faults(body: bytes) -> list[str]:
+    """The images of a refused body whose base64 is none, either; in a sound one each is answered for itself."""
+    try:
+        images = json.loads(body)["images"]
+        texts = [image.get("b64") if isinstance(image, dict) else None for image in images]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return []
+    told = [(place, _of_base64(text).fault) for place, text in enumerate(texts) if isinstance(text, str)]
+    return [f"images.{place}.{fault}" for place, fault in told if fault]
 
 
 def _count_values(body: bytes, most: int) -> None:

@@ -17,9 +17,9 @@ from ..edge.multipart import parse_multipart
 from ..edge.record import record_of
 from ..errors import Problem, retry_after
 from ..runtime import Runtime, caller_of, runtime_of
-from ..schemas import NoQuery, PageQuery, RegisteredOut, RegisterQuery, RetireQuery, TaskOut
+from ..schemas import NoQuery, PageQuery, RegisteredOut, RegisterQuery, RetireQuery, TaskOut, decode_cursor
 from .answers import Json
-from .describe import decode_cursor, describe_task, write_page
+from .describe import describe_task, write_page
 from .payloads import media_type
 
 LEASES_S = 5.0

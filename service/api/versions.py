@@ -9,7 +9,7 @@ from fastapi import Query, Request
 from pydantic import ValidationError
 from starlette.responses import Response
 
-from masks_store import NotFound, PreconditionFailed, Store, Version
+from masks_store import InvalidInput, NotFound, PreconditionFailed, Store, Version, check_label
 
 from ..edge.bodies import SMALL
 from ..edge.record import record_of
@@ -19,7 +19,7 @@ from ..schemas import LabelIn, LabelledOut, NoQuery, PageQuery, RetireQuery
 from .answers import Json, etag, parse_etags, weakly_matches
 from .describe import describe_version, items_after, write_page
 from .files import FileBody
-from .payloads import media_type
+from .payloads import body_faults, media_type
 from .tasks import check_use, gone
 
 SAFETENSORS = "application/octet-stream"
@@ -107,7 +107,7 @@ async def put_label(request: Request, task: str, label: str, query: Annotated[No
     one; with neither the label is moved whatever it named. 201 for a new label, 200 for one that was there.
     """
     runtime, actor = runtime_of(request), caller_of(request).name
-    wanted = await _wanted(request)
+    wanted = await _wanted(request, label)
     if_match = request.headers.get("if-match")
     if_none_match = request.headers.get("if-none-match")
     if if_none_match is not None and parse_etags(if_none_match) != ["*"]:
@@ -181,7 +181,8 @@ def _expected(header: str | None, task: str, label: str, before: str | None) -> 
     return tags[0]
 
 
-async def _wanted(request: Request) -> str:
+async def _wanted(request: Request, label: str) -> str:
+    """The version that the body names; what is wrong with the label is told beside what is wrong with that."""
     if media_type(request.headers.get("content-type")) != "application/json":
         raise Problem(415, 'expected JSON {"version": …} with Content-Type application/json')
     settings = runtime_of(request).settings
@@ -189,10 +190,13 @@ async def _wanted(request: Request) -> str:
         try:
             return LabelIn.model_validate_json(body).version
         except ValidationError as error:
-            found = error.errors(include_url=False, include_input=False, include_context=False)
-            faults = [f"{'.'.join(map(str, fault['loc'])) or 'body'}: {fault['msg']}" for fault in found]
+            faults = body_faults(error)
+            try:
+                check_label(label)
+            except InvalidInput as wrong:
+                faults += wrong.faults
             raise Problem(
-                400, faults[0] if len(faults) == 1 else f"{len(faults)} faults in the body", faults
+                400, faults[0] if len(faults) == 1 else f"{len(faults)} faults in the request", faults
             ) from error
 
 

@@ -157,6 +157,12 @@ def test_weights_of_another_network_are_refused_with_every_fault(tmp_path: Path)
         ({"arch": "resnet18", "image_size": 7, "keep": 1.5}, "7 must be.*1.5 must be"),
         ({"arch": "resnet18", "keep": 0.0, "weights": "torchvision"}, "thrown away"),
         ({"arch": "resnet18", "weights": Path("nowhere.safetensors")}, "no such file"),
+        ({"arch": "resnet18", "weights": Path("/tmp")}, "/tmp: is a directory; --weights takes"),
+        ({"arch": "resnet18", "weights": Path("/dev/null")}, "/dev/null: is no file; --weights takes"),
+        (
+            {"arch": "resnet19", "keep": 2.0, "image_size": 3, "weights": Path("nowhere.safetensors")},
+            "(?s)'resnet19' is not supported.*3 must be.*2.0 must be.*no such file",
+        ),
         ({"arch": "vgg11_bn", "image_size": 16}, "cannot take pictures of 16 pixels"),
         ({"arch": "tinyresnet", "arch_args": {"widht": 3}}, "does not take the arguments"),
     ],

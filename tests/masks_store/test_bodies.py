@@ -75,6 +75,12 @@ def test_a_backbone_whose_two_sizes_differ_is_refused() -> None:
     assert caught.value.faults == ("manifest.image_size: 9 where mlp-6-5 was built for 8",)
 
 
+@pytest.mark.parametrize("arch", ["mlp", "mlp-", "mlp-0", "mlp-0-3", "mlp-5-x", "mlp-99999999999"])
+def test_the_limits_of_an_mlp_are_told_with_a_name_that_is_nearly_one(arch: str) -> None:
+    with pytest.raises(InvalidInput, match=f"{arch}' is not supported .an mlp has 1 to 8 hidden layers of 1 to 65,536"):
+        create(arch)
+
+
 @pytest.mark.parametrize("arch", ["mlp", "mlp-", "mlp-0", "mlp-5-", "mlp-5-x", "mlp-1000000", "widecnn-3"])
 def test_names_that_are_nearly_right_are_refused_with_those_that_there_are(arch: str) -> None:
     with pytest.raises(InvalidInput, match=r"mlp-H1-H2… \(such as mlp-2000-2000\), widecnn"):

@@ -93,7 +93,13 @@ def test_an_empty_directory_may_become_a_store(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("name", "match"), [("store", "is a store already"), ("full", "is not empty"), ("file", "is a file")]
+    ("name", "match"),
+    [
+        ("store", "is a store already"),
+        ("full", "is not empty"),
+        ("file", "is a file"),
+        ("file/new/store", "file/new/store cannot be made: .*file is a file, not a directory"),
+    ],
 )
 def test_what_is_there_already_is_never_made_into_a_store(tmp_path: Path, name: str, match: str):
     new_store(tmp_path / "store").close()

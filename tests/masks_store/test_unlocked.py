@@ -12,7 +12,7 @@ import pytest
 
 from masks_store import RegistryLocked, StoreReplaced, StoreUnwritable, unlocked
 from masks_store.registry import Registry
-from tests.read_only import mounted
+from tests.read_only import full, mounted
 
 from .stores import artifact, new_store, same_logits
 
@@ -156,6 +156,39 @@ def test_a_store_on_a_read_only_mount_is_listed_and_verified_and_refuses_changes
     store.register(artifact(store, "owls"), prober=same_logits)  # open here from now on
     assert "owls" in typed("ls", str(store.path)).stdout
     store.close()
+
+
+def test_a_store_on_a_full_disk_is_listed_and_verified_and_refuses_changes_as_full(tmp_path: Path):
+    store = new_store(tmp_path / "disk" / "store")
+    registered = store.register(artifact(store, "birds"), prober=same_logits)
+    store.close()
+
+    def typed(*words: str) -> subprocess.CompletedProcess[str]:
+        command = full(tmp_path / "disk", sys.executable, "-m", "taskpack", *words)
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+    listed, sound = typed("ls", str(store.path)), typed("verify", str(store.path))
+    assert (listed.returncode, sound.returncode) == (0, 0), listed.stderr + sound.stderr
+    assert "birds" in listed.stdout
+    changed = typed("label", str(store.path), "birds", "canary", registered.version.version)
+    assert changed.returncode == 1
+    assert "the disk of the store's registry is full; free some space, then try again" in changed.stderr
+
+
+def test_a_store_that_others_have_open_is_read_on_a_full_disk_by_their_locks(tmp_path: Path):
+    """What they committed is in the log, which the registry's file alone has not."""
+    made = Registry(tmp_path / "registry.sqlite3")
+    made.create()
+    script = (
+        "import pathlib, subprocess, sys; from masks_store.registry import Registry\n"
+        "one = Registry(pathlib.Path(sys.argv[1]))\n"
+        "with one.write() as transaction: transaction.log('second', 'label', None, None)\n"
+        "subprocess.run(['dd', 'if=/dev/zero', f'of={sys.argv[1]}.filled'], stderr=-3)\n"
+        "with Registry(one.path).read() as transaction: print([event.actor for event in transaction.events(0, 9)])\n"
+    )
+    command = full(tmp_path, "sh", "-c", 'rm "$0/filled" && exec "$@"', tmp_path, sys.executable, "-c", script)
+    done = subprocess.run([*command, str(made.path)], capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout == "['second']\n", done.stderr
 
 
 def files(folder: Path) -> dict[str, bytes]:

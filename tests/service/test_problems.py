@@ -325,6 +325,54 @@ async def test_server_timing_names_the_stages(shared: Web) -> None:
     assert set(stages((await shared.client.get("/nothing")).headers["Server-Timing"])) == {"total"}
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body", "told"),
+    [
+        (
+            "POST",
+            "/predict?task=birds&top_k=0&foo=1&version=zz",
+            None,
+            ["top_k: Input should be", "foo: Extra inputs", "version: 'zz' is not a version: give a label"],
+        ),
+        (
+            "POST",
+            "/predict?task=birds",
+            {"images": [{"b64": "@@"}, {"url": "x"}, 1, {"b64": 1}], "z": 1},
+            [
+                "images.1.b64: Field required",
+                "images.1.url: Extra inputs",
+                "images.2: Input should be",
+                "images.3.b64: Input should be",
+                "z: Extra inputs",
+                "images.0.b64 is not base64",
+            ],
+        ),
+        ("POST", "/predict?task=birds", {"images": None}, ["images: Input should be"]),
+        ("GET", "/tasks?limit=0&cursor=x", None, ["limit: Input should be", "cursor: not one that this server gave"]),
+        (
+            "PUT",
+            "/tasks/birds/labels/stabel",
+            {"versio": 1},
+            ["version: Field required", "versio: Extra inputs", "'stabel' is not a label"],
+        ),
+        (
+            "PUT",
+            "/tasks/birds/labels/stabel",
+            {"version": "zz"},
+            ["version: 'zz' is not a version", "'stabel' is not a label"],
+        ),
+    ],
+)
+async def test_every_fault_of_query_path_and_body_is_told_at_once(
+    shared: Web, method: str, path: str, body: object, told: list[str]
+) -> None:
+    sent = {} if body is None else {"json": body}
+    faults = problem(await shared.client.request(method, path, headers=ADMIN, **sent), 400)["errors"]
+    assert len(faults) == len(told), faults
+    for words in told:
+        assert any(fault.startswith(words) for fault in faults), (words, faults)
+
+
 async def test_answers_about_a_version_name_it(shared: Web) -> None:
     response = await shared.client.post("/predict?task=birds&version=canary", content=picture(), headers=PNG)
     assert response.headers["X-Task-Version"] == shared.store.resolve("birds", "canary").version

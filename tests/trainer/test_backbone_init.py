@@ -169,6 +169,34 @@ def test_nothing_is_made_where_something_is_and_all_faults_are_told(tmp_path, da
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["file"]
 
 
+def test_what_is_wrong_with_the_network_its_weights_and_the_data_is_told_with_the_settings(tmp_path):
+    weights, data = tmp_path / "no.safetensors", str(tmp_path / "no pictures")
+    with pytest.raises(InvalidInput) as caught:
+        init(tmp_path / "s", "resnet19", weights=weights, image_size=3, keep=2, data=data, settings=quick(epochs=0))
+    told = [
+        "--epochs 0 must be",
+        "there is no source",
+        "'resnet19' is not supported",
+        "image size 3",
+        "keep 2",
+        "no such file",
+    ]
+    assert len(caught.value.faults) == len(told)
+    for fault, words in zip(caught.value.faults, told, strict=True):
+        assert words in fault
+
+
+@pytest.mark.parametrize(
+    ("place", "said"), [("", "the store's path is empty"), ("file/store", "is a file, not a directory")]
+)
+def test_a_place_where_no_store_can_be_is_refused_before_any_training(tmp_path, monkeypatch, place, said, data):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidInput, match=said) as caught:
+        init(place, "tinyresnet", image_size=8, keep=0.5, data=data, settings=quick())
+    assert len(caught.value.faults) == 1
+
+
 def test_none_and_no_weights_are_the_same_random_start(tmp_path):
     a = init(tmp_path / "a", "tinyresnet", image_size=8, weights="none")
     b = init(tmp_path / "b", "tinyresnet", image_size=8)

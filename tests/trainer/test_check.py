@@ -76,6 +76,12 @@ def test_a_source_that_is_not_there_is_wrong_input(tmp_path):
         run(str(tmp_path / "nowhere"))
 
 
+def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(write_folder(tmp_path, classes_tree()))
+    with pytest.raises(InvalidInput, match="the source's name is empty; a source is a folder"):
+        run("")
+
+
 def test_a_file_that_cannot_be_read_is_a_fault_not_a_crash(tmp_path):
     (tmp_path / "a.zip").write_bytes(b"PK")
     result = run(str(tmp_path / "a.zip"))

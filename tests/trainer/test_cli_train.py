@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 import taskpack
 from masks_store import Store, create
+from trainer.config import LABELS
 from trainer.pipeline import train
 
 from .rig import SIZE, new_store, quick, shapes
@@ -113,6 +114,39 @@ def test_what_comes_later_or_is_wrong_is_refused_by_name_with_exit_code_2(tmp_pa
     assert "Traceback" not in err
 
 
+def _told(command: str, *arguments: object, capsys) -> str:
+    _, err = _run(command, *arguments, expect=2, capsys=capsys)
+    return err
+
+
+def test_a_source_and_a_base_that_are_not_there_are_told_with_the_settings(tmp_path, capsys):
+    new_store(tmp_path / "s").close()
+    wrong = ("--data", "nothere", "--on", "nope", "--epochs", 0, "--lr", -1, "--prune", 2, "--method", "packnet")
+    err = _told("train", tmp_path / "s", "d2", *wrong, capsys=capsys)
+    assert err.startswith("error: 5 things are wrong\n")
+    for told in ("--epochs 0", "--lr -1", "--prune 2", "there is no source 'nothere'", "no task 'nope'"):
+        assert told in err
+    err = _told("train", tmp_path / "s", "d2", "--data", "nothere", "--on", "a@b", "--method", "clr", capsys=capsys)
+    assert "no source 'nothere'" in err
+    assert "'b' is not a version" in err
+    err = _told("eval", tmp_path / "s", "d2", "--data", "nothere", "--split", "foo", "--version", "bar", capsys=capsys)
+    for told in ("no source 'nothere'", "--split foo is not one of", "'bar' is not a version"):
+        assert told in err
+    err = _told("compare", tmp_path / "s", "d2", "--data", "no", "--methods", "clr,bn", "--epochs", 0, capsys=capsys)
+    assert "--epochs 0" in err
+    assert "no source 'no'" in err
+    err = _told("plan", tmp_path / "s", "--data", "no", "none", "--seed", -1, capsys=capsys)
+    for told in ("--seed -1", "no source 'no'", "no source 'none'"):
+        assert told in err
+
+
+def test_a_base_that_is_not_there_is_not_found_where_nothing_else_is_wrong(tmp_path, data, capsys):
+    new_store(tmp_path / "s").close()
+    arguments = ("train", tmp_path / "s", "d2", "--data", data, "--on", "nope", "--method", "clr")
+    _, err = _run(*arguments, expect=1, capsys=capsys)
+    assert err.startswith("error: no task 'nope' in this store")
+
+
 def test_capacity_units_needs_keep_0(tmp_path, capsys):
     arguments = ("init", tmp_path / "s", "--backbone", "tinyresnet", "--capacity", "units")
     _, err = _run(*arguments, expect=2, capsys=capsys)
@@ -192,6 +226,11 @@ def test_every_flag_of_train_is_explained():
         assert f"--{flag} " in help_text, flag
     assert "\\b" not in help_text
     assert "\n  or CLASS/…, split 70/15/15 by seed), a .zip" in help_text, "the paragraph keeps its lines"
+
+
+def test_the_help_names_every_label_that_a_wrong_one_is_told():
+    help_text = " ".join(CliRunner().invoke(taskpack.command, ["train", "--help"]).output.split())
+    assert f"--label TEXT {', '.join(LABELS)}; auto is" in help_text
 
 
 # ---------------------------------------------------------------- kill -9 and Ctrl-C

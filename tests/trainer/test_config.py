@@ -112,12 +112,22 @@ def test_every_fault_is_told_at_once():
         ({"seed": True}, "--seed True must be a whole number"),
         ({"prune": 0, "retrain_lr": 1e-3}, "--retrain-lr is of the retraining after pruning, and nothing is pruned"),
         ({"train_layers": "head", "prune_by": "filters"}, "--prune-by says what is pruned, and nothing is"),
+        ({"threads": 4097}, "--threads 4097 must be a whole number from 1 to 4,096"),
+        ({"lr": float("inf")}, "--lr inf must be a finite number over 0"),
+        ({"weight_decay": float("inf")}, "--weight-decay inf must be a finite number of at least 0"),
+        ({"out": "x.st", "label": "canary"}, "--label canary does not go with --out, which registers nothing"),
+        ({"method": "finetune", "out": "x.st", "label": "stable"}, "does not go with finetune, which registers"),
         ({"train_layers": "last:2", "prune": "equal:4"}, "--prune equal:T shares out what is free in all layers"),
     ],
 )
 def test_one_wrong_setting_is_the_message_itself(fields, said):
     (fault,) = _faults(**fields)
     assert said in fault
+
+
+def test_a_file_of_its_own_goes_with_no_label_and_with_the_default_one():
+    for label in ("auto", "none"):
+        check_settings("birds", Settings(out="x.st", label=label))
 
 
 def test_a_device_that_is_not_there_is_told_before_anything_is_read():
@@ -177,6 +187,7 @@ def test_what_would_only_be_done_twice_is_refused_to_several_processes(tmp_path,
         ({"device": "foo"}, "--device foo is not one of"),
         ({"device": "cuda:99"}, "--device cuda:99 is not there"),
         ({"threads": 0}, "--threads 0 must be"),
+        ({"threads": 100_000}, "--threads 100000 must be"),
         ({"seed": -1}, "--seed -1 must be"),
     ],
 )

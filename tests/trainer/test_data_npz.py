@@ -150,6 +150,28 @@ def test_pickled_objects_are_never_read(tmp_path):
     assert not (tmp_path / "exploded").exists()
 
 
+@pytest.mark.parametrize("name", ["train_images", "train_labels", "class_names", "test_scans"])
+def test_an_array_of_objects_is_one_fault_and_is_not_called_missing_as_well(tmp_path, name):
+    more = {"test_labels": LABELS, "test_offsets": LABELS, "jpeg_header": IMAGES[0, 0, 0]} if "scans" in name else {}
+    objects = np.array([None] * 20, object)
+    (fault,) = refused(tmp_path, **{**SOUND, **more, name: objects})
+    assert f"cannot be read as pictures: {name} holds Python objects, which are never read. Expected" in fault
+
+
+def test_arrays_of_objects_hide_no_other_fault(tmp_path):
+    objects = np.array([None], object)
+    (fault,) = refused(tmp_path, train_images=objects, train_labels=LABELS / 2, test_images=objects)
+    for told in ("train_images holds", "test_images holds", "train_labels is float64", "there is no test_labels"):
+        assert told in fault
+    assert "there is no train_images" not in fault
+
+
+def test_arrays_without_a_picture_are_told_as_such_and_not_as_folders(tmp_path):
+    (fault,) = check_source(write(tmp_path, train_images=IMAGES[:0], train_labels=LABELS[:0])).faults
+    assert "set.npz cannot be read as pictures: there is no picture in it. Expected train_images" in str(fault)
+    assert "train/<class>" not in str(fault)
+
+
 def test_an_array_larger_than_memory_is_refused_by_its_header(tmp_path):
     out = io.BytesIO()
     np.lib.format.write_array_header_1_0(out, {"descr": "|u1", "fortran_order": False, "shape": (10**9, 1000, 1000, 3)})

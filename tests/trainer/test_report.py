@@ -438,7 +438,9 @@ def test_the_command_writes_into_the_store_and_replaces_an_old_report_whole(tmp_
 def test_json_names_page_and_verdict(tmp_path, capsys):
     new_store(tmp_path / "store").close()
     assert taskpack.run(["report", str(tmp_path / "store"), "--out", str(tmp_path / "out"), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    out, err = capsys.readouterr()
+    told = json.loads(out)
+    assert err.splitlines() == ["reading the store's versions (0), each digest computed anew", "drawing the figures"]
     assert told["page"] == str(tmp_path / "out" / "index.html")
     assert told["verdict"].startswith("no tasks yet")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from masks_store import InvalidInput, Store, write_folder
 
+from ..progress import Reporter, Silent
 from .facts import KIND, Facts, gather
 
 PAGE, DATA, FOLDER = "index.html", "report.json", "report"
@@ -30,12 +31,15 @@ class StoreReport:
     facts: Facts
 
 
-def write_report(store: Store, out: str | os.PathLike[str] | None = None) -> StoreReport:
+def write_report(
+    store: Store, out: str | os.PathLike[str] | None = None, reporter: Reporter | None = None
+) -> StoreReport:
     """Write a store's report: `index.html`, `report.json`, `figures/*.png`; an old report there is replaced whole.
 
     Args:
         store: what it is on.
         out: the folder; None: `report` in the store's own.
+        reporter: shows what happens; by default nothing is shown.
 
     Raises:
         InvalidInput: the folder holds something that is no report, or cannot be written.
@@ -45,8 +49,11 @@ def write_report(store: Store, out: str | os.PathLike[str] | None = None) -> Sto
     from .page import render
 
     folder = Path(out) if out is not None else store.path / FOLDER
+    reporter = reporter or Silent()
     _check_replaceable(folder)
+    reporter.say(f"reading the store's versions ({len(store.versions()):,}), each digest computed anew")
     facts = gather(store)
+    reporter.say("drawing the figures")
     pictures = draw_all(facts)
     content = {
         PAGE: render(facts, pictures).encode(),

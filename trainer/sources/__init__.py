@@ -27,6 +27,7 @@ __all__ = [
     "nearest",
     "open_source",
     "printable",
+    "source_fault",
 ]
 
 BY_SCHEME: dict[str, Callable[[str], Listing]] = {"torchvision": open_torchvision, "sklearn": open_digits}
@@ -42,21 +43,39 @@ def open_source(source: str) -> Listing:
     Raises:
         InvalidInput: there is no such source.
     """
-    scheme, colon, rest = source.partition(":")
-    if colon and scheme in BY_SCHEME:
+    fault = source_fault(source)
+    if fault:
+        raise InvalidInput(fault)
+    if _has_scheme(source):
+        scheme, _, rest = source.partition(":")
         return BY_SCHEME[scheme](rest)
     path = Path(source)
-    reader = open_folder if path.is_dir() else BY_SUFFIX.get(path.suffix.lower())
-    if not path.exists():
-        raise InvalidInput(f"there is no source {source!r}; a source is {KNOWN}")
-    if reader is None:
-        raise InvalidInput(f"{source} is no source: expected {KNOWN}")
+    reader = open_folder if path.is_dir() else BY_SUFFIX[path.suffix.lower()]
     try:
         return reader(source)
     except InvalidInput as error:
         return _unreadable(str(error))
     except OSError as error:
         return _unreadable(f"{source}: {error.strerror or error}")
+
+
+def source_fault(source: str) -> str | None:
+    """Why there is no source of that name, as far as that is seen without opening it."""
+    if not source:
+        return f"the source's name is empty; a source is {KNOWN}"
+    path = Path(source)
+    if _has_scheme(source) or path.is_dir():
+        return None
+    if not path.exists():
+        return f"there is no source {source!r}; a source is {KNOWN}"
+    if path.suffix.lower() not in BY_SUFFIX:
+        return f"{source} is no source: expected {KNOWN}"
+    return None
+
+
+def _has_scheme(source: str) -> bool:
+    scheme, colon, _ = source.partition(":")
+    return bool(colon) and scheme in BY_SCHEME
 
 
 def _unreadable(reason: str) -> Listing:

@@ -22,6 +22,8 @@ from .faults import Finding, class_name, printable
 from .listing import SPLITS, Content, Entry, Listing, Pixels
 
 Array = npt.NDArray[Any]
+Arrays = Mapping[str, Array | None]
+"""Those of a file by name; None where Python objects are inside, which are never read."""
 PREFIXES = {"": None, "train_": "train", "val_": "val", "test_": "test"}
 KEYS = frozenset(
     ["class_names", "jpeg_header"]
@@ -51,6 +53,8 @@ def open_npz(source: str) -> Listing:
         faults.append("there is no train_images")
     sound = {prefix: part for prefix, part in parts.items() if part is not None}
     names = _class_names(arrays, sound, faults)
+    if not faults and not any(len(part.labels) for part in sound.values()):
+        faults.append("there is no picture in it")
     if faults:
         raise InvalidInput(f"{source} cannot be read as pictures: {'; '.join(faults)}. {MEND}", faults)
     return _listing(sound, names, sorted(unknown))
@@ -65,7 +69,7 @@ class _Part:
     pixels: Pixels | None
 
 
-def _load(source: str, faults: list[str]) -> tuple[dict[str, Array], list[str]]:
+def _load(source: str, faults: list[str]) -> tuple[Arrays, list[str]]:
     """The known arrays, headers checked before memory is taken, and the names of what else is there."""
     try:
         with zipfile.ZipFile(source) as archive:
@@ -73,9 +77,9 @@ def _load(source: str, faults: list[str]) -> tuple[dict[str, Array], list[str]]:
             known = {name: _declared(archive, info) for name, info in members.items() if name in KEYS}
         objects = [name for name, size in known.items() if size < 0]
         faults += [f"{name} holds Python objects, which are never read" for name in objects]
-        _refuse_excess(source, sum(known.values()))
+        _refuse_excess(source, sum(size for size in known.values() if size > 0))
         with np.load(source, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in known if name not in objects}
+            arrays = {name: None if name in objects else file[name] for name in known}
         return arrays, [name for name in members if name not in known]
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         raise InvalidInput(f"{source} is no readable .npz ({error}); write it with numpy.savez_compressed") from error
@@ -104,31 +108,31 @@ def _declared(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
     return size
 
 
-def _read_split(prefix: str, arrays: Mapping[str, Array], faults: list[str]) -> _Part | None:
+def _read_split(prefix: str, arrays: Arrays, faults: list[str]) -> _Part | None:
     labels = arrays.get(f"{prefix}labels")
     before = len(faults)
     if labels is None:
-        faults.append(f"there is no {prefix}labels")
+        faults += _absent(arrays, f"{prefix}labels")
     elif labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         faults.append(f"{prefix}labels is {labels.dtype} {list(labels.shape)}, expected integers [N]")
     elif labels.size and int(labels.min()) < 0:
         faults.append(f"{prefix}labels has negative labels")
     encoded = f"{prefix}scans" in arrays and f"{prefix}images" not in arrays
     count, picture = (_jpegs if encoded else _pixels)(prefix, arrays, faults)
-    if labels is None or len(faults) > before:
+    if labels is None or picture is _nothing or len(faults) > before:
         return None
     if len(labels) != count:
         faults.append(f"{prefix}labels has {len(labels):,} labels for {count:,} pictures")
         return None
-    images = None if encoded else arrays[f"{prefix}images"]
+    images = None if encoded else arrays.get(f"{prefix}images")
     pixels = images[..., None] if images is not None and images.ndim == 3 else images
     return _Part(labels.astype(np.int64), picture, pixels)
 
 
-def _pixels(prefix: str, arrays: Mapping[str, Array], faults: list[str]) -> tuple[int, Callable[[int], Content]]:
+def _pixels(prefix: str, arrays: Arrays, faults: list[str]) -> tuple[int, Callable[[int], Content]]:
     images = arrays.get(f"{prefix}images")
     if images is None:
-        faults.append(f"there is no {prefix}images")
+        faults += _absent(arrays, f"{prefix}images")
         return 0, _nothing
     shape = list(images.shape)
     if images.dtype != np.uint8:
@@ -143,10 +147,12 @@ def _pixels(prefix: str, arrays: Mapping[str, Array], faults: list[str]) -> tupl
     return len(images) if images.ndim else 0, lambda index: pictures[index]
 
 
-def _jpegs(prefix: str, arrays: Mapping[str, Array], faults: list[str]) -> tuple[int, Callable[[int], Content]]:
-    header, scans, offsets = (arrays.get(name) for name in ("jpeg_header", f"{prefix}scans", f"{prefix}offsets"))
+def _jpegs(prefix: str, arrays: Arrays, faults: list[str]) -> tuple[int, Callable[[int], Content]]:
+    needed = ("jpeg_header", f"{prefix}scans", f"{prefix}offsets")
+    header, scans, offsets = (arrays.get(name) for name in needed)
     if header is None or scans is None or offsets is None:
-        faults.append(f"{prefix}scans needs jpeg_header and {prefix}offsets beside it")
+        if not arrays.keys() >= set(needed):
+            faults.append(f"{prefix}scans needs jpeg_header and {prefix}offsets beside it")
         return 0, _nothing
     if header.dtype != np.uint8 or scans.dtype != np.uint8 or header.ndim != 1 or scans.ndim != 1:
         faults.append(f"jpeg_header and {prefix}scans must be uint8 [bytes]")
@@ -159,11 +165,16 @@ def _jpegs(prefix: str, arrays: Mapping[str, Array], faults: list[str]) -> tuple
     return len(offsets) - 1, lambda index: start + scans[offsets[index] : offsets[index + 1]].tobytes()
 
 
+def _absent(arrays: Arrays, name: str) -> list[str]:
+    """The fault of an array that is not there; one of objects is, and was told."""
+    return [] if name in arrays else [f"there is no {name}"]
+
+
 def _nothing(index: int) -> Content:
     raise IndexError(index)
 
 
-def _class_names(arrays: Mapping[str, Array], parts: Mapping[str, _Part], faults: list[str]) -> dict[int, str]:
+def _class_names(arrays: Arrays, parts: Mapping[str, _Part], faults: list[str]) -> dict[int, str]:
     """Label -> class: the names given; else the numbers used, padded so that they sort as numbers do."""
     used = np.unique(np.concatenate([part.labels for part in parts.values()])) if parts else np.empty(0, np.int64)
     highest = int(used[-1]) if len(used) else -1
