@@ -207,7 +207,8 @@ def compete(
             asked for, too: so a result grows over several machines.
 
     Raises:
-        SystemExit: `known` has whole runs of another setting, which would be lost.
+        SystemExit: `known` has whole runs of another setting, which would be lost; or a task was cut otherwise for one
+            variant than for another, which could not be compared.
     """
     variants: dict[str, Any] = {}
     for name in VARIANTS:
@@ -217,6 +218,7 @@ def compete(
             _require_same(run.get("setting", {}), setting_of(name, sources, protocol, rate, run["seed"], tasks))
         if runs:
             variants[name] = {"lr": rate, "seeds": runs}
+    require_same_pictures(variants)
     result["variants"] = variants
     for name, rate in rates.items():
         runs = variants.setdefault(name, {"lr": rate, "seeds": []})["seeds"]
@@ -234,6 +236,7 @@ def compete(
 
             def done(task: Found, name: str = name, run: dict[str, Any] = run) -> None:
                 run["tasks"].append(task)
+                require_same_pictures(variants)
                 save()
                 print(f"{name}, seed {run['seed']}, {task['task']}: test {task['test_top1']:.4f}", flush=True)
 
@@ -241,6 +244,19 @@ def compete(
             run_variant(name, sources, protocol, rate, seed, where, tasks=tasks, done=done)
             run |= {"whole": True, "size": size_of(where / "store")}
             save()
+
+
+def require_same_pictures(variants: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise unless every task has as many pictures in each of its splits under every variant and seed."""
+    counts: dict[str, tuple[str, Mapping[str, int]]] = {}
+    for name, variant in variants.items():
+        for task in (task for run in variant["seeds"] for task in run["tasks"]):
+            first, images = counts.setdefault(task["task"], (name, task["images"]))
+            if images != task["images"]:
+                raise SystemExit(
+                    f"{task['task']} has {images} pictures for {first!r} and {task['images']} for {name!r}: its "
+                    "sources were cut by different versions of this program; give --work and --out other folders"
+                )
 
 
 def _require_same(held: Mapping[str, Any], asked: Mapping[str, Any]) -> None:

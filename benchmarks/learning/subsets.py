@@ -79,7 +79,7 @@ def subset(
         folder.mkdir(parents=True, exist_ok=True)
         temporary = out.with_name(f".{os.getpid()}-{out.name}")
         write = _subset_npz if source.suffix == ".npz" else _subset_zip
-        write(source, temporary, chosen, per_class, SPLITS if test else SPLITS[:2])
+        write(source, temporary, chosen, per_class, test)
         temporary.replace(out)
     return out
 
@@ -95,7 +95,7 @@ def _drawn(count: int, per_class: int | None) -> list[int]:
     return sorted(order[:per_class].tolist())
 
 
-def _subset_zip(source: Path, out: Path, classes: list[str], per_class: int | None, splits: Sequence[str]) -> None:
+def _subset_zip(source: Path, out: Path, classes: list[str], per_class: int | None, test: bool) -> None:
     with zipfile.ZipFile(source) as archive, zipfile.ZipFile(out, "w") as smaller:
         groups: dict[tuple[str, str], list[str]] = defaultdict(list)
         for name, (_, split, label, _) in sorted(_parts(archive).items()):
@@ -105,11 +105,11 @@ def _subset_zip(source: Path, out: Path, classes: list[str], per_class: int | No
         for (split, _), names in groups.items():
             for place in _drawn(len(names), per_class if split == "train" else None):
                 data = archive.read(names[place])
-                if split in splits and (split != "train" or data not in held_out):
+                if (test or split != "test") and (split != "train" or data not in held_out):
                     smaller.writestr(zipfile.ZipInfo(names[place]), data)
 
 
-def _subset_npz(source: Path, out: Path, classes: list[str], per_class: int | None, splits: Sequence[str]) -> None:
+def _subset_npz(source: Path, out: Path, classes: list[str], per_class: int | None, test: bool) -> None:
     with np.load(source, allow_pickle=False) as file:
         names = [str(name) for name in file["class_names"]]
         arrays = {"class_names": np.array(classes)}
@@ -123,7 +123,7 @@ def _subset_npz(source: Path, out: Path, classes: list[str], per_class: int | No
                 kept.append([i for i in places if split != "train" or pictures(i) not in held_out])
             chosen = np.array([place for places in kept for place in places], dtype=np.int64)
             held_out |= {pictures(place) for place in chosen.tolist()}
-            if split not in splits:
+            if split == "test" and not test:
                 continue
             arrays[f"{split}_labels"] = np.repeat(np.arange(len(kept)), [len(places) for places in kept])
             if f"{split}_images" in file.files:

@@ -154,10 +154,17 @@ def test_a_training_picture_that_stands_in_the_test_split_too_is_left_out(tmp_pa
 
 def test_a_subset_without_its_test_split_has_the_training_pictures_that_it_has_with_it(data, tmp_path):
     with zipfile.ZipFile(tmp_path / "twins.zip", "w") as archive:
-        for name, picture in (("train/a/1", b"one"), ("train/a/2", b"two"), ("test/a/3", b"two"), ("val/a/4", b"four")):
+        for name, picture in (
+            ("train/a/1", b"one"),
+            ("train/a/2", b"two"),
+            ("test/a/3", b"two"),
+            ("validation/a/4", b"four"),
+        ):
             archive.writestr(f"twins/{name}.jpg", picture)
-    with zipfile.ZipFile(subset(tmp_path / "twins.zip", tmp_path / "few", test=False)) as few:
-        assert sorted(few.namelist()) == ["twins/train/a/1.jpg", "twins/val/a/4.jpg"]
+    training = ["twins/train/a/1.jpg", "twins/validation/a/4.jpg"]
+    for test, names in ((True, ["twins/test/a/3.jpg", *training]), (False, training)):
+        with zipfile.ZipFile(subset(tmp_path / "twins.zip", tmp_path / "few", test=test)) as few:
+            assert sorted(few.namelist()) == names
     signs = data / "omniglot28.npz"
     with np.load(subset(signs, tmp_path, per_class=4, test=False)) as without, np.load(
         subset(signs, tmp_path, per_class=4)
@@ -314,6 +321,16 @@ def test_what_another_machine_found_the_same_way_is_taken_over_and_anything_else
     paired = tops[0][0][0]["test_top1"] - tops[1][0][0]["test_top1"]
     assert more["differences"]["linear - finetune"]["mean"][0] == pytest.approx(paired), "both of seed 0"
     assert first["variants"]["linear"]["seeds"][0]["tasks"] == both["variants"]["linear"]["seeds"][0]["tasks"]
+
+
+def test_a_task_that_was_cut_otherwise_for_another_variant_is_not_compared_with_it():
+    def run(*counts):
+        images = [dict(zip(("train", "val", "test"), own, strict=True)) for own in counts]
+        return {"seeds": [{"tasks": [{"task": f"{place}", "images": own} for place, own in enumerate(images)]}]}
+
+    contest.require_same_pictures({"clr": run((8, 2, 3), (5, 1, 1)), "bn": run((8, 2, 3))})
+    with pytest.raises(SystemExit, match=r"^1 has .*'train': 5.* for 'clr' and .*'train': 4.* for 'bn': "):
+        contest.require_same_pictures({"clr": run((8, 2, 3), (5, 1, 1)), "bn": run((8, 2, 3), (4, 2, 1))})
 
 
 def test_a_stopped_result_is_not_taken_for_a_whole_one(flags, tmp_path):
