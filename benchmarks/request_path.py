@@ -19,9 +19,7 @@ import platform
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
-import threading
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -106,20 +104,22 @@ def recorded(py_spy: str, arch: str, size: int, seconds: float) -> tuple[list[st
         flags = ("--slot-bytes", str((TASKS + 2) * view_bytes(tasks)))
         server = Ours("taskpack", False, False, 1, flags)
         with (
-            started(server, tasks, sys.executable) as running,
+            started(server, tasks, {}) as running,
             Callers(server, running, tasks, tasks.names, CALLERS) as callers,
         ):
             callers.wait_until_ready()
             callers.ask(seconds / 4)  # views are in their slots
             command = [py_spy, "record", "--pid", str(running.process.pid), "--rate", "100", "--nonblocking"]
             command += ["--duration", str(round(seconds)), "--format", "raw", "--output", str(raw)]
-            spying = threading.Thread(target=subprocess.run, args=(command,), kwargs={"capture_output": True})
-            spying.start()
-            done = len(callers.ask(seconds).waits)
-            spying.join()
-        if not raw.exists():
-            raise SystemExit(f"{py_spy} has recorded nothing; may it look at other processes here?")
-        return raw.read_text().splitlines(), done
+            with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as spying:
+                done = len(callers.ask(seconds).waits)
+                _, said = spying.communicate()
+        lines = raw.read_text().splitlines() if raw.exists() else []
+        if not lines:
+            raise SystemExit(
+                f"{py_spy} has recorded nothing; may it look at other processes here? It says: {said.strip()}"
+            )
+        return lines, done
 
 
 def main(given: Sequence[str] | None = None) -> None:

@@ -192,7 +192,7 @@ def measure_pixels(tasks: Tasks, server: Server, dtype: str, rounds: int, second
     stored = replace(tasks, files=[stored_png(picture) for picture in pictures])
     engine = engine_of(tasks, dtype, seconds)
     with (
-        started(server, stored, sys.executable) as running,
+        started(server, stored, {}) as running,
         Callers(server, running, stored, stored.names[:1], CALLERS) as callers,
     ):
         callers.wait_until_ready()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
 
 STYLES = (
@@ -15,8 +14,9 @@ STYLES = (
     ("#D55E00", "v"),
     ("#000000", "x"),
     ("#56B4E9", "P"),
+    ("#7F7F7F", "*"),
 )
-"""Colours of Okabe and Ito, which colour-blind people tell apart, each with a marker of its own."""
+"""Colours of Okabe and Ito, which colour-blind people tell apart, and a grey, each with a marker of its own."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,20 @@ class Panel:
 
 
 def draw(panels: Sequence[Panel], path: Path) -> None:
-    """Write panels side by side as PNG, under one legend; needs matplotlib."""
+    """Write panels side by side as PNG, under one legend; needs matplotlib.
+
+    Raises:
+        ValueError: there are more names than `STYLES`.
+    """
     import matplotlib as mpl
 
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
     names = dict.fromkeys(name for panel in panels for name, points in panel.lines.items() if points)
-    styles = dict(zip(names, cycle(STYLES), strict=False))
+    if len(names) > len(STYLES):
+        raise ValueError(f"{len(names)} lines, but {len(STYLES)} styles: two would look alike")
+    styles = dict(zip(names, STYLES, strict=False))
     figure, axes = plt.subplots(1, len(panels), figsize=(5.5 * len(panels), 4.6), layout="constrained", squeeze=False)
     shown = {}
     for number, (panel, axis) in enumerate(zip(panels, axes[0], strict=True)):

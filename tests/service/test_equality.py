@@ -70,11 +70,12 @@ def batches(draw: st.DrawFn) -> tuple[bool, list[Request]]:
     return units, draw(st.lists(request, min_size=1, max_size=6))
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize(("way", "dtype"), ways.EVERY)
 def test_every_answer_is_the_slow_reference_s_however_views_come_and_go(way: str, dtype: str) -> None:
     made = {True: cut(way, dtype), False: pooled(way, dtype)}
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=40, deadline=None)
     @given(st.lists(batches(), min_size=2, max_size=6))
     def asked_one_after_the_other(given: list[tuple[bool, list[Request]]]) -> None:
         for units, batch in given:

@@ -158,3 +158,18 @@ def test_any_wiring_gives_what_the_network_gives(
             raise
         got = Served(network, folded, onednn, library if native else None, chained)(images)
     assert float((got - expected).abs().max()) <= 1e-4 * float(expected.abs().max()), network.wirings
+
+
+class FirstChannel(nn.Module):
+    """[N, 3, H, W] to [N, H, W], without a number of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, 0]
+
+
+def test_what_is_given_back_is_never_the_images_own_memory() -> None:
+    images = torch.rand((2, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(0))
+    first = images[:, 0].clone()
+    got = Served(FirstChannel().eval(), folded=False, onednn=False, library=None, chained=True)(images)
+    images.zero_()  # as the thread's next forward writes over them
+    assert torch.equal(got, first)

@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -105,7 +106,7 @@ async def test_large_answers_are_ranked_and_written_off_the_event_loop_and_small
 ) -> None:
     ran: list[tuple[bool, int]] = []
     loop = threading.current_thread()
-    write, dump = predictions.write_answers, predictions.to_json
+    write, dump = predictions.write_answers, orjson.dumps
 
     def noted(*arguments: Any) -> bytes:
         ran.append((threading.current_thread() is loop, 0))
@@ -117,7 +118,7 @@ async def test_large_answers_are_ranked_and_written_off_the_event_loop_and_small
         return written
 
     monkeypatch.setattr(predict, "write_answers", noted)  # the real ones, where they ran and what they wrote at once
-    monkeypatch.setattr(predictions, "to_json", sized)
+    monkeypatch.setattr(orjson, "dumps", sized)
     async with running(many) as web:
         files = [("image", picture(seed=seed)) for seed in range(8)]
         for query in ("task=many", f"task=many&top_k={CLASSES}", "task=many" + "&task=many" * 2):

@@ -271,9 +271,9 @@ def test_a_run_killed_with_9_resumes_to_the_same_version(tmp_path, data, undistu
 @pytest.mark.parametrize(
     ("capacity", "chosen", "phase"),
     [
-        ("weights", {"prune": "auto", "epochs": 20}, "retrain,3,"),
-        ("weights", {"pick": True, "epochs": 20}, "train,12,"),
-        ("units", {"method": "clnp", "lr": 5e-3, "margin": 5.0, "finetune": True, "epochs": 20}, "finetune,2,"),
+        ("weights", {"prune": "auto", "epochs": 50}, "retrain,1,"),
+        ("weights", {"pick": True, "epochs": 50}, "train,9,"),
+        ("units", {"method": "clnp", "lr": 5e-3, "margin": 5.0, "finetune": True, "epochs": 50}, "finetune,1,"),
     ],
     ids=["auto", "pick", "clnp"],
 )

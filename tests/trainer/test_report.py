@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import json
@@ -305,6 +306,10 @@ def test_a_search_for_the_share_and_a_network_outside_the_store_are_read(store):
     facts = gather(store)
     task = next(task for task in facts.tasks if task.task == "one")
     assert (task.prune.share, task.prune.trials) == (0.5, ((0.95, 0.25), (0.5, 0.75)))
+    assert task.prune.judged_from is None, "the drop of these trials was not noted"
+    trials[0]["drop"] = 0.5
+    (run / "report.json").write_text(json.dumps(report | {"prune": 0.5, "trials": trials}))
+    assert next(one for one in gather(store).tasks if one.task == "one").prune.judged_from == 0.75
     assert {baseline.method: baseline.test_top1 for baseline in task.baselines}["finetune"] == 0.875
     assert (facts.faults, facts.unfinished, facts.orphans, facts.rate) == ((), (), (), 0.5)
     assert "one: 95 % given back, 25.0 %; 50 % given back, 75.0 %" in text_of(facts)
@@ -315,6 +320,10 @@ def test_a_search_for_the_share_and_a_network_outside_the_store_are_read(store):
         curve, taken, *_ = panel.get_lines()
         assert (list(curve.get_xdata()), list(curve.get_ydata())) == ([0.5, 0.95], [0.75, 0.25])
         assert (list(taken.get_xdata()), list(taken.get_ydata())) == ([0.5], [0.75]), "the share that was taken"
+    judged = dataclasses.replace(task, prune=dataclasses.replace(task.prune, judged_from=0.625))
+    for one, level in ((task, task.prune.before), (judged, 0.625)):
+        (panel,) = (axes for axes in _shares([one], THEMES[0]).axes if axes.get_visible())
+        assert set(panel.get_lines()[2].get_ydata()) == {level}
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ class PruneCurve:
         share: of the weights that the task took, given back; of clnp, of the units that there were for it, gated.
         before, pruned, retrained: accuracies; `retrained` is None where nothing was.
         trials: (share, accuracy) of what was tried.
+        judged_from: accuracy before pruning that the trials were compared with; None: `before`, or there were none.
         scan: of clnp, the thresholds that were tried.
     """
 
@@ -71,6 +72,7 @@ class PruneCurve:
     pruned: float
     retrained: float | None
     trials: tuple[tuple[float, float], ...]
+    judged_from: float | None
     scan: tuple[Candidate, ...]
 
 
@@ -354,6 +356,7 @@ def _prune_curve(run: Run) -> PruneCurve | None:
         pruned=run.rows[start].val_top1,
         retrained=max(row.val_top1 for row in run.rows[start:]) if run.rows[start + 1 :] else None,
         trials=run.trials,
+        judged_from=run.judged_from,
         scan=run.scan,
     )
 

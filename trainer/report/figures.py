@@ -172,7 +172,7 @@ def _sharing(facts: Facts, theme: Theme) -> Figure:
 
 
 def _least_shown(sharing: Sequence[Sequence[float]]) -> float:
-    """Where the colours begin: 0, or a little under the least share where all are large, so that they differ."""
+    """Where the colours begin: 0, or the twentieth under the least share where all are large, so that they differ."""
     least = min(share for shares in sharing for share in shares)
     return 0.0 if least < 0.5 else math.floor(min(least, 0.99) * 20) / 20
 
@@ -278,7 +278,8 @@ def _shares(tasks: Sequence[TaskFacts], theme: Theme) -> Figure:
         axes.plot([share for share, _ in tried], [top1 for _, top1 in tried], color=theme.quiet, marker=".", zorder=2)
         taken = [(share, top1) for share, top1 in tried if share == curve.share]
         axes.plot([share for share, _ in taken], [top1 for _, top1 in taken], "o", color="C0", markersize=8, zorder=4)
-        axes.axhline(curve.before, color=theme.quiet, linewidth=1, linestyle=":", zorder=1)
+        judged = curve.before if curve.judged_from is None else curve.judged_from
+        axes.axhline(judged, color=theme.quiet, linewidth=1, linestyle=":", zorder=1)
         axes.set_xlim(0.2, 1.0)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.margins(y=0.15)

@@ -37,6 +37,7 @@ class Run:
         version: digest of the artifact; None for a run that is not finished, or makes none.
         val_top1, test_top1: of the finished artifact.
         trials: (share, validation accuracy) of what was tried before one was taken; empty where it was given.
+        judged_from: accuracy before pruning that these were compared with: by folds, that of the folds' networks.
         scan: the thresholds that a clnp run tried; empty for the others.
         rows: an entry per epoch.
         split, predictions: what the artifact says of the test split, or of validation; None where it was not kept.
@@ -54,6 +55,7 @@ class Run:
     val_top1: float | None
     test_top1: float | None
     trials: tuple[tuple[float, float], ...]
+    judged_from: float | None
     scan: tuple[Candidate, ...]
     rows: tuple[Row, ...]
     split: str | None
@@ -121,6 +123,7 @@ def _run(path: Path) -> Run:
         val_top1=_number(report["val_top1"]) if report else None,
         test_top1=_number(report["test_top1"]) if report else None,
         trials=tuple((float(one["share"]), float(one["val_top1"])) for one in report.get("trials", ())),
+        judged_from=_judged_from(report.get("trials", ())),
         scan=_scan(report.get("scan", ())),
         rows=tuple(rows_from_csv(results.read_text(encoding="utf-8"))) if results.exists() else (),
         split=split,
@@ -162,6 +165,12 @@ def _turn(value: Any) -> tuple[int, int] | None:
         return None
     turn, tasks = value
     return int(turn), int(tasks)
+
+
+def _judged_from(trials: Sequence[Mapping[str, Any]]) -> float | None:
+    """None where nothing was tried, or the drop was not noted."""
+    drop = trials[0].get("drop") if trials else None
+    return None if drop is None else float(trials[0]["val_top1"]) + float(drop)
 
 
 def _scan(told: Sequence[Mapping[str, Any]]) -> tuple[Candidate, ...]:
