@@ -70,11 +70,12 @@ def targets(runs: Sequence[Run]) -> list[Target]:
     count = min(counts, key=lambda n: abs(n - 8))
     written = [name for name in names_of(runs) if " as written " in name]
     tuned = [name for name in names_of(runs) if " tuned " in name]
+    equal = "tuned, of the same precision"
     found = [
-        _speed("taskpack fp32", written, runs, count, 1.5),
-        _speed("taskpack bf16", written, runs, count, 2.6),
-        _speed("taskpack fp32", [name for name in tuned if name.endswith("fp32")], runs, count, 1.2),
-        _speed("taskpack bf16", [name for name in tuned if name.endswith("bf16")], runs, count, 1.2),
+        _speed("taskpack fp32", "as written", written, runs, count, 1.5),
+        _speed("taskpack bf16", "as written", written, runs, count, 2.6),
+        _speed("taskpack fp32", equal, [name for name in tuned if name.endswith("fp32")], runs, count, 1.2),
+        _speed("taskpack bf16", equal, [name for name in tuned if name.endswith("bf16")], runs, count, 1.2),
     ]
     for ours in ("taskpack fp32", "taskpack bf16", "taskpack sparing fp32", "taskpack sparing bf16"):
         dtype = ours.split()[-1]
@@ -85,9 +86,8 @@ def targets(runs: Sequence[Run]) -> list[Target]:
     return found
 
 
-def _speed(ours: str, rivals: Sequence[str], runs: Sequence[Run], count: int, wanted: float) -> Target:
-    """Ours × the fastest of the rivals, round by round."""
-    kind = "as written" if any("written" in rival for rival in rivals) else "tuned, of the same precision"
+def _speed(ours: str, kind: str, rivals: Sequence[str], runs: Sequence[Run], count: int, wanted: float) -> Target:
+    """Ours × the fastest of the rivals, which are peers of that kind, round by round."""
     ratios = []
     for run in of(runs, ours, count):
         beside = [other.rate for name in rivals for other in of(runs, name, count) if other.round == run.round]
