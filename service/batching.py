@@ -1,14 +1,17 @@
 """One queue for all requests: bounded by its estimated wait, fair between tasks, cut into batches that share a forward.
 
 Requests with the same `group` may share a forward (they see the same shared weights). A worker that is free takes the
-next batch at once; nothing waits for a batch to fill unless the queue is told to (`delay_s`). Which group comes next:
-the least recently served one among those that have waited longer than the age limit, else among those whose weights
-are loaded, else among all. Within a group the versions take turns, one request each, the least recently served first.
-So a flood for one task delays the others by a batch, not by a queue.
+next batch at once; nothing waits for a batch to fill unless the queue is told to (`delay_s`).
+
+Who came first goes first, but a group counts as having come when its last batch ended, if that is later: so a flood
+delays the others by a batch, not by a queue, and nobody is passed for ever by those who ask more seldom. Who has had
+no turn for long has a head start, a little one. A group whose weights are not loaded lets those pass whose weights are,
+up to an age. Within a group the versions take turns by the same rule, one request each.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -20,6 +23,8 @@ from typing import Any
 from .engine import DeadlinePassed, Draining, QueueFull
 
 AGE_LIMIT_S = 0.2
+HEAD_START = 0.1  # of the time since a group's last turn, or since that of a version within one,
+MOST_HEAD_START_S = 1.0  # but at most so much: by more nobody waits longer than he would without
 REMEMBERED = 10_000  # groups and versions whose last turn is remembered while nothing of theirs waits
 SMOOTHING = 0.2
 
@@ -62,6 +67,7 @@ class _Group:
     images: int = 0
 
     def oldest(self) -> float:
+        """When the first of its requests came."""
         return min(queue[0].queued_at for queue in self.queues.values())
 
 
@@ -82,7 +88,7 @@ class Batcher:
         limit_s: longest estimated wait that a new request is accepted with.
         workers: how many take batches.
         pace_s: seconds that an image takes on one worker: a first guess; measured from then on.
-        age_limit_s: how long a group may be passed over for one whose weights are loaded.
+        age_limit_s: how long a group may be passed over for ones whose weights are loaded.
         delay_s: how long a request waits for others to fill its batch, while a worker is free.
         clock: seconds that only rise.
     """
@@ -108,8 +114,7 @@ class Batcher:
         self._changed = threading.Lock()
         self._asleep: list[tuple[int, threading.Condition]] = []  # workers, and what wakes each
         self._groups: dict[Hashable, _Group] = {}
-        self._turns: dict[Hashable, int] = {}  # group, or (group, version) -> number of its last turn
-        self._turn = 0
+        self._turns: dict[Hashable, float] = {}  # group, or (group, version) -> when its last turn ends
         self._requests = 0
         self._images = 0
         self._closed = False
@@ -224,10 +229,16 @@ class Batcher:
         return None if oldest is None else max(0.0, oldest + self._delay_s - self._clock())
 
     def _choose(self, groups: Mapping[Hashable, _Group], loaded: Callable[[Hashable], bool]) -> Hashable:
-        now = self._clock()
-        waiting = [key for key, group in groups.items() if now - group.oldest() > self._age_limit_s]
-        candidates = waiting or [key for key in groups if loaded(key)] or list(groups)
-        return min(candidates, key=lambda key: self._turns.get(key, 0))
+        first = min(groups, key=lambda key: self._rank(key, groups[key].oldest()))
+        if loaded(first) or self._clock() - groups[first].oldest() > self._age_limit_s:
+            return first
+        ready = [key for key in groups if loaded(key)]
+        return min(ready, key=lambda key: self._rank(key, groups[key].oldest()), default=first)
+
+    def _rank(self, key: Hashable, came: float) -> float:
+        """The time that a group, or a version of it, is served in the order of."""
+        turn = self._turns.get(key, -math.inf)
+        return max(came - min(HEAD_START * (came - turn), MOST_HEAD_START_S), turn)
 
     def _compose(self, key: Hashable) -> tuple[list[QueuedRequest], list[QueuedRequest]]:
         """Take a batch out of a group; also the late requests met on the way."""
@@ -235,8 +246,7 @@ class Batcher:
         batch: list[QueuedRequest] = []
         late: list[QueuedRequest] = []
         room = self.max_batch
-        order = sorted(group.queues, key=lambda version: self._turns.get((key, version), 0))
-        self._turn += 1
+        order = sorted(group.queues, key=lambda version: self._rank((key, version), group.queues[version][0].queued_at))
         while order:
             rest: list[str] = []
             for version in order:
@@ -247,11 +257,12 @@ class Batcher:
                 self._remove(request)
                 request.state, request.taken_at = State.TAKEN, now
                 batch.append(request)
-                self._note_turn((key, version))
                 rest.append(version)
             order = rest if room > 0 else []
         if batch:
-            self._note_turn(key)
+            ends = now + self.pace_s * sum(request.size for request in batch)
+            for turn in (key, *((key, request.version) for request in batch)):
+                self._note_turn(turn, ends)
         return batch, late
 
     def _next(self, queue: deque[QueuedRequest] | None, now: float, late: list[QueuedRequest]) -> QueuedRequest | None:
@@ -276,8 +287,8 @@ class Batcher:
         if not group.queues:
             del self._groups[request.group]
 
-    def _note_turn(self, key: Hashable) -> None:
+    def _note_turn(self, key: Hashable, ends: float) -> None:
         self._turns.pop(key, None)
-        self._turns[key] = self._turn
+        self._turns[key] = ends
         while len(self._turns) > REMEMBERED:
             del self._turns[next(iter(self._turns))]  # the longest ago

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batching import Batcher, QueuedRequest, State
+from service.batching import MOST_HEAD_START_S, Batcher, QueuedRequest, State
 from service.engine import DeadlinePassed, Draining, QueueFull
 
 
@@ -127,8 +127,81 @@ def test_two_floods_take_turns_once_both_have_waited() -> None:
         bench.submit(f"a{i}", "a")
         bench.submit(f"b{i}", "b")
     bench.clock.now += 10
-    counted = Counter(bench.take("a")[0][0] for _ in range(20))
+    counted: Counter[str] = Counter()
+    for _ in range(20):
+        counted[bench.take("a")[0][0]] += 1
+        bench.clock.now += 1  # as long as one takes
     assert counted == {"a": 10, "b": 10}
+
+
+def test_who_asks_often_is_not_passed_for_ever_by_those_who_ask_for_the_first_time() -> None:
+    """16 callers who ask for another of countless tasks each time, and one who always asks for the same."""
+    bench = Bench(max_batch=4)
+    for i in range(16):
+        bench.submit(f"first {i}", f"task {i}")
+    bench.submit("same", "same")
+    asked, waits = bench.clock.now, list[float]()
+    for turn in range(400):
+        (name,) = bench.take()
+        bench.clock.now += 1
+        if name == "same":
+            waits.append(bench.clock.now - asked)
+            asked = bench.clock.now
+            bench.submit("same", "same")
+        else:
+            bench.submit(f"next {turn}", f"task {16 + turn}")
+    round_s = 17  # one of each that waits
+    assert len(waits) > 400 / (round_s + 2)
+    assert max(waits) <= round_s + MOST_HEAD_START_S + 1
+
+
+def test_a_task_that_had_no_turn_for_long_goes_ahead_of_who_came_within_its_head_start() -> None:
+    bench = Bench(max_batch=1, pace_s=0.01)
+    for group in "abc":
+        bench.submit(f"{group} early", group)
+        assert bench.take() == [f"{group} early"]
+    bench.clock.now += 1.0
+    bench.submit("a", "a")  # a second after its turn, so a tenth of it ahead: by 0.9
+    bench.clock.now += 0.5
+    bench.submit("b", "b")  # by 1.35
+    bench.clock.now += 0.45
+    bench.submit("new", "new")  # never asked for, so a second ahead: by 0.95
+    bench.clock.now += 0.05
+    bench.submit("c", "c")  # by 1.8
+    assert [bench.take()[0] for _ in range(4)] == ["a", "new", "b", "c"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("submit"), st.sampled_from("abcdef")),
+            st.tuples(st.just("take")),
+            st.tuples(st.just("wait"), st.floats(0.01, 3)),
+        ),
+        max_size=80,
+    )
+)
+def test_nobody_is_passed_by_who_came_after_him_and_his_group_s_turn_by_more_than_a_head_start(
+    steps: list[tuple[Any, ...]],
+) -> None:
+    bench = Bench(pace_s=0.5)
+    waiting: list[QueuedRequest] = []
+    ended: dict[Hashable, float] = {}
+    for step in steps:
+        if step[0] == "submit":
+            waiting.append(bench.submit(str(len(waiting)), step[1]))
+        elif step[0] == "wait":
+            bench.clock.now += step[1]
+        elif waiting:
+            batch = bench.queue.take(lambda _: True)
+            assert batch
+            waiting = [request for request in waiting if request not in batch]
+            for passed in waiting:
+                if passed.group != batch[0].group:
+                    since = max(passed.queued_at, ended.get(passed.group, 0.0))
+                    assert batch[0].queued_at <= since + MOST_HEAD_START_S
+            ended[batch[0].group] = bench.clock.now + 0.5 * len(batch)
 
 
 def test_a_queue_that_would_wait_too_long_is_full_and_says_when_to_come_back() -> None:
